@@ -1,0 +1,48 @@
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV = .venv
+
+# Renewed when what it was made from changes, the choice of constraints included.
+INSTALLED = $(VENV)/.installed-$(notdir $(CONSTRAINTS))
+
+# Without these, datasets and huggingface_hub tell a server about each load, of a local file too.
+export HF_UPDATE_DOWNLOAD_COUNTS = 0
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help train test test-slow check format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+train: $(INSTALLED) ## train an encoder; options go in ARGS, as in make train ARGS="--max_steps 100"
+	$(VENV)/bin/accelerate launch train.py $(ARGS)
+
+test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
+	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest $(ARGS)
+
+test-slow: $(INSTALLED) ## the tests that take longer than a few seconds
+	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m slow $(ARGS)
+
+check: $(INSTALLED) ## lint, formatting and types; changes nothing
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED) ## format, and mend what ruff can mend
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+
+clean: ## remove the environment and the caches; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# Both questions are asked before anything is made, so that the answer is a sentence and not a traceback.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	$(if $(shell $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) and print("ok")' 2>&1 | grep -x ok),,\
+	$(error hf_tfenc needs Python 3.11, 3.12 or 3.13 and $(PYTHON) is $(or $(shell { $(PYTHON) --version; } 2>/dev/null),not there): \
+	name one that fits, as in make PYTHON=python3.12 $(MAKECMDGOALS)))
+	$(if $(shell $(PYTHON) -c 'import ensurepip, venv; print("ok")' 2>&1 | grep -x ok),,\
+	$(error $(PYTHON) cannot make virtual environments: install its venv package, on Debian and Ubuntu with \
+	"apt install $(shell $(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')", and try again))
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -c $(CONSTRAINTS) -e ".[train,dev]"
+	@rm -f $(VENV)/.installed-* && touch $@

@@ -1,0 +1,92 @@
+"""Which rows make which batch: a pure function of (seed, epoch, lengths, batch size), never of processes.
+
+An epoch is one ordered list of micro-batches ("bins"). An optimizer step takes the next `world size x accumulation`
+of them, so every step sees the same rows however that product is split.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+# Rows are sorted by length within pools of this many bins: enough that a bin holds rows of nearly one length, few
+# enough that bins differ from epoch to epoch.
+BINS_PER_POOL = 64
+
+
+def number_of_bins(rows: int, batch_size: int) -> int:
+    return math.ceil(rows / batch_size)
+
+
+def epoch_bins(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The bins of one training epoch: every row once, rows of similar length together, all in random order.
+
+    Args:
+        lengths: (rows,), tokens of each row
+        batch_size: rows of a bin; the last pool's last bin may have fewer
+
+    Returns:
+        `number_of_bins` arrays of row indices
+    """
+    # Masks use counters (0, 0, row, 0) of the same key; the 1 keeps the order apart from them.
+    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 1]))
+    order = random.permutation(len(lengths))
+    bins: list[np.ndarray] = []
+    for pool in np.split(order, range(BINS_PER_POOL * batch_size, len(order), BINS_PER_POOL * batch_size)):
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        bins += np.split(pool, range(batch_size, len(pool), batch_size))
+    return [bins[index] for index in random.permutation(len(bins))]
+
+
+def evaluation_bins(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The bins of an evaluation: every row once, from the shortest to the longest."""
+    order = np.argsort(lengths, kind="stable")
+    return np.split(order, range(batch_size, len(order), batch_size))
+
+
+class TrainingBins:
+    """A batch sampler for one process: its bins of one epoch, each index a pair (epoch, row).
+
+    The epoch travels with the row because masks depend on it, and a worker knows nothing else. Set `epoch`, then
+    iterate. Bins that are missing at an epoch's end are empty lists, so that all processes make the same steps.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int,
+        accumulation_steps: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.process_index, self.num_processes = process_index, num_processes
+        bins_per_step = num_processes * accumulation_steps
+        self.steps_per_epoch = math.ceil(number_of_bins(len(lengths), batch_size) / bins_per_step)
+        self.bins_per_epoch = self.steps_per_epoch * bins_per_step  # the empty ones included
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.bins_per_epoch // self.num_processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        bins = epoch_bins(self.lengths, self.batch_size, self.seed, self.epoch)
+        for index in range(self.process_index, self.bins_per_epoch, self.num_processes):
+            yield [(self.epoch, int(row)) for row in bins[index]] if index < len(bins) else []
+
+
+class EvaluationBins:
+    """A batch sampler for one process: its share of `evaluation_bins`; no row is seen twice."""
+
+    EPOCH = 2**63  # no training epoch, so evaluation masks are their own
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, process_index: int = 0, num_processes: int = 1):
+        self.bins = evaluation_bins(lengths, batch_size)[process_index::num_processes]
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for rows in self.bins:
+            yield [(self.EPOCH, int(row)) for row in rows]

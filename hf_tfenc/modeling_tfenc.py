@@ -1,0 +1,997 @@
+"""The transformer encoder and its six heads.
+
+Read it top to bottom: functions, embeddings, attention, feed-forward, the layer, the stack, the heads. What you see
+first is the textbook encoder; what makes it BERT or ModernBERT is one choice in one place each, made in `__init__`.
+
+This file travels with every checkpoint. It imports torch, transformers and `configuration_tfenc`, nothing else.
+
+Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads, head_dim, hidden = heads * head_dim.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    CausalLMOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_tfenc import TfEncConfig
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+
+
+# --- Checks: one sentence for the user, nothing while a graph is traced, no waiting for an accelerator ---------------
+
+
+def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
+    """Raise a ValueError unless every id lies in [0, limit) or equals `ignored`. Only ids on a CPU are looked at."""
+    if ids is None or ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = (ids < 0) | (ids >= limit)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if wrong.any():
+        value, place = ids[wrong][0].item(), wrong.nonzero()[0].tolist()
+        raise ValueError(f"{name} holds {value} at {place}, outside 0 to {limit - 1}: {mend}.")
+
+
+def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise a ValueError unless the tensor is None or has the expected shape."""
+    if tensor is not None and not torch.compiler.is_compiling() and tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {meaning} = {tuple(expected)} is expected.")
+
+
+# --- Positions -------------------------------------------------------------------------------------------------------
+
+
+def sinusoidal_table(length: int, hidden_size: int) -> Tensor:
+    """The positional encoding of "Attention Is All You Need" (Vaswani et al. 2017, section 3.5).
+
+    table[p, 2i] = sin(p / 10000^(2i / hidden)), table[p, 2i + 1] = cos(p / 10000^(2i / hidden))
+
+    Returns:
+        (length, hidden) float32, computed in float64.
+    """
+    positions = torch.arange(length, dtype=torch.float64)[:, None]
+    frequencies = torch.exp(torch.arange(0, hidden_size, 2, dtype=torch.float64) * (-math.log(10_000.0) / hidden_size))
+    angles = positions * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
+
+
+def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (Su et al. 2021), in float32 whatever the model's precision.
+
+    Args:
+        position_ids: (batch, length)
+
+    Returns:
+        two tensors (batch, length, 1, 1, head_dim / 2), to broadcast over query and key and over heads
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    angles = position_ids[..., None].float() * (1.0 / theta**exponents)
+    angles = angles[:, :, None, None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(query_key: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn feature i together with feature i + head_dim / 2 by the angle of their position.
+
+    Args:
+        query_key: (batch, length, 2, heads, head_dim)
+    """
+    cos, sin = rotary
+    x, y = query_key.float().chunk(2, dim=-1)
+    return torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1).to(query_key.dtype)
+
+
+def rotate_nothing(query_key: Tensor, rotary: None) -> Tensor:
+    return query_key
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds the fixed table of sines and cosines."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        self.shape = (config.max_position_embeddings, config.hidden_size)
+        self.register_buffer("table", torch.empty(self.shape), persistent=False)  # filled by _init_weights
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        return x + self.table[position_ids].to(x.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """Adds a trained vector for each position."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        self.table = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        return x + self.table(position_ids)
+
+
+class NoPositions(nn.Module):
+    """Adds nothing: positions enter in the attention (rotary), or not at all."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        return x
+
+
+POSITIONS = {
+    "sinusoidal": SinusoidalPositions,
+    "learned": LearnedPositions,
+    "rotary": NoPositions,
+    "none": NoPositions,
+}
+ROTATIONS = {"sinusoidal": rotate_nothing, "learned": rotate_nothing, "rotary": rotate, "none": rotate_nothing}
+
+
+# --- Packing and masks -----------------------------------------------------------------------------------------------
+
+
+class Packing(NamedTuple):
+    """Which tokens of a packed row belong together.
+
+    ids: (1, tokens), the index of each token's sequence
+    starts: (sequences,), where each sequence begins; None until a pooling needs it
+    """
+
+    ids: Tensor
+    starts: Tensor | None
+
+
+def find_packing(
+    attention_mask: Tensor | None, position_ids: Tensor | None, cu_seq_lens: Tensor | None, past_key_values: Any = None
+) -> Packing | None:
+    """The packing of a row, or None where nothing is packed.
+
+    A row is packed where `cu_seq_lens` says so, or where positions restart and no attention mask speaks of padding.
+
+    Args:
+        position_ids: (1, tokens), beginning again at 0 with each sequence
+        cu_seq_lens: (sequences + 1,), where each sequence begins, and the number of tokens; entries may repeat
+    """
+    if attention_mask is not None or past_key_values is not None:
+        return None
+    if cu_seq_lens is not None:
+        ends = cu_seq_lens[1:]
+        tokens = position_ids.shape[-1]
+        if not torch.compiler.is_compiling() and ends.device.type == "cpu" and ends[-1] != tokens:
+            raise ValueError(f"cu_seq_lens_q ends at {ends[-1].item()}; the packed row has {tokens} tokens.")
+        ids = torch.searchsorted(ends, torch.arange(tokens, device=ends.device, dtype=ends.dtype), right=True)
+        return Packing(ids[None], cu_seq_lens[:-1])
+    if position_ids is None:
+        return None
+    ids = find_packed_sequence_indices(position_ids)
+    if ids is None:
+        return None
+    if ids.shape[0] != 1 and not torch.compiler.is_compiling():
+        raise ValueError(
+            f"position_ids {tuple(position_ids.shape)} restart within a row; packed input is one row, (1, tokens). "
+            "For padded rows pass attention_mask."
+        )
+    return Packing(ids, None)
+
+
+def sequence_starts(packing: Packing) -> Tensor:
+    """Where each sequence of a packed row begins: (sequences,)."""
+    if packing.starts is not None:
+        return packing.starts
+    ids = packing.ids[0]
+    return F.pad(ids.diff() != 0, (1, 0), value=True).nonzero()[:, 0]
+
+
+# (look-ahead mask?, layer type) -> the function of transformers that makes the mask for every attention backend
+MASKS = {
+    (False, "full_attention"): create_bidirectional_mask,
+    (False, "sliding_attention"): create_bidirectional_sliding_window_mask,
+    (True, "full_attention"): create_causal_mask,
+    (True, "sliding_attention"): create_sliding_window_causal_mask,
+}
+
+
+def attention_masks(
+    config: TfEncConfig, hidden_states: Tensor, attention_mask: Tensor | None, packing: Packing | None
+) -> dict[str, Any]:
+    """For each layer type the mask of padding, packing, window and look-ahead, in the form the backend takes."""
+    same_sequence = packed_sequence_mask_function(packing.ids) if packing is not None else None
+    return {
+        layer_type: MASKS[config.is_causal, layer_type](
+            config,
+            hidden_states,
+            attention_mask,
+            past_key_values=None,
+            and_mask_function=same_sequence,
+        )
+        for layer_type in sorted(set(config.layer_types))
+    }
+
+
+# --- The encoder -----------------------------------------------------------------------------------------------------
+
+
+class TfEncEmbeddings(nn.Module):
+    """Token embeddings, scaled, plus positions (and segments), normalized if the configuration says so."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.scale = config.embedding_scale
+        self.positions = POSITIONS[config.position_embedding_type](config)
+        self.segments = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        self.norm = layer_norm(config) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.embedding_dropout)
+
+    def forward(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor, token_type_ids: Tensor | None
+    ) -> Tensor:
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, length, hidden)
+        x = self.positions(x * self.scale, position_ids)
+        if self.segments is not None:
+            x = x + self.segments(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
+        return self.dropout(self.norm(x))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, written out: softmax(Q Kᵀ / sqrt(head_dim)) V (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        query, key, value: (batch, heads, length, head_dim)
+        attention_mask: added to the scores, (batch, 1, length, length), very negative where a key is hidden
+
+    Returns:
+        (batch, length, heads, head_dim), and the weights (batch, heads, length, length)
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ResidualProjection(nn.Linear):
+    """A linear layer that writes into the residual stream; only its initial weights are its own."""
+
+
+def eager_only(config: TfEncConfig, x: Tensor, training: bool, output_attentions: bool) -> str | None:
+    """Why the backend asked for cannot do this forward pass, or None where it can."""
+    if config._attn_implementation == "eager":
+        return None
+    if output_attentions:
+        return "does not return attention weights"
+    if config._attn_implementation == "flex_attention":
+        if training and config.attention_dropout:
+            return "has no attention dropout"
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            return "has no backward pass on a CPU"
+        if x.device.type == "cpu" and config.hidden_size // config.num_attention_heads < 16:
+            return "needs heads of at least 16 features on a CPU"
+    return None
+
+
+class TfEncAttention(nn.Module):
+    """Multi-head self-attention, computed by whichever backend `attn_implementation` names."""
+
+    def __init__(self, config: TfEncConfig, layer_type: str):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.rotate = ROTATIONS[config.position_embedding_type]
+        self.dropout = config.attention_dropout
+        self.is_causal = config.is_causal  # read by the sdpa and flash backends where they get no mask
+        self.sliding_window = None
+        if layer_type == "sliding_attention":
+            # Flash attention counts the token itself; the half-width of the two-sided window does not.
+            self.sliding_window = config.sliding_window + (not config.is_causal)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Any = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        fallback: Callable | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        qkv = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))  # (batch, length, 3, heads, head_dim)
+        query, key = self.rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)  # (batch, heads, length, head_dim)
+        value = qkv[:, :, 2].transpose(1, 2)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        heads, weights = (fallback or attend)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.head_dim**-0.5,
+            dropout=self.dropout if self.training else 0.0,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.out_proj(heads.flatten(2)), weights
+
+
+def plain(activation: nn.Module, x: Tensor) -> Tensor:
+    return activation(x)
+
+
+def gated(activation: nn.Module, x: Tensor) -> Tensor:
+    """A gated linear unit (Shazeer 2020): one half of the features, activated, times the other half."""
+    x, gate = x.chunk(2, dim=-1)
+    return activation(x) * gate
+
+
+class TfEncMLP(nn.Module):
+    """The feed-forward block: up, activation, down; the same for every position."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        width = config.intermediate_size * (2 if config.gated_mlp else 1)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=config.mlp_bias)
+        self.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.activation = ACT2FN[config.hidden_act]
+        self.unit = gated if config.gated_mlp else plain
+        self.dropout = nn.Dropout(config.mlp_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.dropout(self.unit(self.activation, self.up_proj(x))))
+
+
+def layer_norm(config: TfEncConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
+
+
+def post_norm(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Normalize after the residual sum (Vaswani et al. 2017)."""
+    return norm(x + sublayer(x))
+
+
+def pre_norm(x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Normalize what the sub-layer reads, and leave the residual stream alone (Xiong et al. 2020)."""
+    return x + sublayer(norm(x))
+
+
+RESIDUALS = {"post": post_norm, "pre": pre_norm}
+
+
+class TfEncLayer(GradientCheckpointingLayer):
+    """One encoder layer: attention and feed-forward, each on a residual branch."""
+
+    def __init__(self, config: TfEncConfig, index: int):
+        super().__init__()
+        self.layer_type = config.layer_types[index]
+        self.attention = TfEncAttention(config, self.layer_type)
+        self.mlp = TfEncMLP(config)
+        self.attention_norm = layer_norm(config) if index or config.first_attention_norm else nn.Identity()
+        self.mlp_norm = layer_norm(config)
+        self.residual = RESIDUALS[config.norm_position]
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        x = self.residual(x, self.attention_norm, lambda y: self.dropout(self.attention(y, **kwargs)[0]))
+        x = self.residual(x, self.mlp_norm, lambda y: self.dropout(self.mlp(y)))
+        return x
+
+
+def first_token(x: Tensor, attention_mask: Tensor | None, packing: Packing | None) -> Tensor:
+    """The first token of each sequence: (sequences, hidden)."""
+    if packing is not None:
+        return x[0, sequence_starts(packing).clamp(max=x.shape[1] - 1)]  # an empty slot at the end begins past it
+    if attention_mask is None:
+        return x[:, 0]
+    first = attention_mask.int().argmax(dim=1)  # not always 0: rows may be padded on the left
+    return x[torch.arange(x.shape[0], device=x.device), first]
+
+
+def mean_token(x: Tensor, attention_mask: Tensor | None, packing: Packing | None) -> Tensor:
+    """The mean over the tokens of each sequence, in float32: (sequences, hidden)."""
+    if packing is not None:
+        sums = torch.zeros(len(sequence_starts(packing)), x.shape[-1], device=x.device)
+        counts = torch.zeros(len(sums), device=x.device).index_add(0, packing.ids[0], torch.ones_like(x[0, :, 0]).float())
+        sums = sums.index_add(0, packing.ids[0], x[0].float())
+    elif attention_mask is None:
+        return x.float().mean(dim=1).to(x.dtype)
+    else:
+        weights = attention_mask.float()
+        sums, counts = (x.float() * weights[..., None]).sum(dim=1), weights.sum(dim=1)
+    return (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
+
+
+POOLINGS = {"cls": first_token, "mean": mean_token}
+
+
+class TfEncPooler(nn.Module):
+    """One vector for each sequence: a pooling, and BERT's dense layer and activation where the configuration asks."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        self.pool = POOLINGS[config.pooling]
+        self.dense, self.activation = nn.Identity(), nn.Identity()
+        if config.pooler_activation is not None:
+            self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+            self.activation = ACT2FN[config.pooler_activation]
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None, packing: Packing | None) -> Tensor:
+        return self.activation(self.dense(self.pool(x, attention_mask, packing)))
+
+
+class TfEncPreTrainedModel(PreTrainedModel):
+    """What every class here shares: names for transformers, and the initial weights."""
+
+    config: TfEncConfig
+    config_class = TfEncConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TfEncLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": TfEncLayer, "attentions": TfEncAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std, config = self.config.initializer_range, self.config
+        if isinstance(module, nn.Linear):
+            if isinstance(module, ResidualProjection):
+                scale = config.residual_initializer_scale
+                std *= 1 / math.sqrt(2 * config.num_hidden_layers) if scale is None else scale
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std if (given := config.embedding_initializer_range) is None else given)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SinusoidalPositions):
+            init.copy_(module.table, sinusoidal_table(*module.shape))
+
+
+class TfEncModel(TfEncPreTrainedModel):
+    """The encoder: embeddings, a stack of layers, a pooled vector for each sequence."""
+
+    def __init__(self, config: TfEncConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = TfEncEmbeddings(config)
+        self.layers = nn.ModuleList(TfEncLayer(config, index) for index in range(config.num_hidden_layers))
+        self.final_norm = layer_norm(config) if config.final_norm else nn.Identity()
+        self.pooler = TfEncPooler(config) if add_pooling_layer and config.pooling != "none" else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode a padded batch, or one packed row.
+
+        Args:
+            input_ids: (batch, length), or (1, tokens) packed
+            attention_mask: (batch, length), 1 for tokens and 0 for padding; None for no padding, or for a packed row
+            position_ids: (batch, length); in a packed row they begin again at 0 with each sequence
+            token_type_ids: (batch, length), where the model has segments
+            inputs_embeds: (batch, length, hidden), in place of the token embeddings
+            cu_seq_lens_q: (sequences + 1,), transformers' own description of a packed row, optional
+
+        Returns:
+            `last_hidden_state` (batch, length, hidden) and `pooler_output` (batch or sequences, hidden)
+
+        Raises:
+            ValueError: one sentence where ids, shapes or lengths do not fit the model.
+        """
+        config = self.config
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        batch, length = inputs.shape[:2]
+        self.check_inputs(batch, length, input_ids, attention_mask, position_ids, token_type_ids)
+
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs.device)[None]
+            packing = find_packing(attention_mask, position_ids, cu_seq_lens_q) if cu_seq_lens_q is not None else None
+            if packing is not None:
+                position_ids = position_ids - cu_seq_lens_q[packing.ids]
+        else:
+            packing = find_packing(attention_mask, position_ids, cu_seq_lens_q, past_key_values)
+        if packing is not None:  # flash attention finds the sequences for itself, from the same arguments
+            kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
+
+        x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
+        if reason := eager_only(config, x, self.training, kwargs.get("output_attentions", config.output_attentions)):
+            logger.warning_once(f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path.")
+            config = copy.copy(config)
+            config._attn_implementation = "eager"
+            kwargs["fallback"] = eager_attention_forward
+        masks = attention_masks(config, x, attention_mask, packing)
+        rotary = {
+            layer_type: rotary_table(position_ids, self.layers[0].attention.head_dim, parameters["rope_theta"])
+            for layer_type, parameters in (config.rope_parameters or {}).items()
+        }
+        for layer in self.layers:
+            kind = layer.layer_type
+            x = layer(x, attention_mask=masks[kind], rotary=rotary.get(kind), **kwargs)
+        x = self.final_norm(x)
+        pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    def check_inputs(
+        self,
+        batch: int,
+        length: int,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> None:
+        """Raise a ValueError, one sentence, where an input does not fit the model."""
+        config = self.config
+        check_range("input_ids", input_ids, config.vocab_size, "the tokenizer does not belong to this model")
+        check_shape("attention_mask", attention_mask, (batch, length), "(batch, length)")
+        check_shape("token_type_ids", token_type_ids, (batch, length), "(batch, length)")
+        check_range(
+            "token_type_ids", token_type_ids, max(config.type_vocab_size, 1), "the model has type_vocab_size segments"
+        )
+        if config.position_embedding_type not in ("sinusoidal", "learned") or torch.compiler.is_compiling():
+            return
+        limit = config.max_position_embeddings
+        if position_ids is None and length > limit:
+            raise ValueError(
+                f"A sequence of {length} tokens is longer than max_position_embeddings {limit}: "
+                "truncate it, or cut it into windows."
+            )
+        check_range("position_ids", position_ids, limit, f"sequences hold at most max_position_embeddings {limit} tokens")
+
+
+# --- Losses: a sum over items, divided by their number in the whole step where the caller knows it -------------------
+
+
+def per_item(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """A sum over items divided by the global count, or by this batch's own; 0 where there is no item.
+
+    With the global count the gradient is the same for any split into micro-batches and processes.
+    """
+    items = count if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(items, device=total.device, dtype=total.dtype).clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Cross-entropy over the last axis of `logits`, leaving out labels of -100.
+
+    Args:
+        logits: (..., classes)
+        labels: (...)
+    """
+    check_shape("labels", labels, tuple(logits.shape[:-1]), "the shape of the logits without the classes")
+    check_range("labels", labels, logits.shape[-1], f"give classes, or {IGNORE_INDEX} to leave out", IGNORE_INDEX)
+    total = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    return per_item(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Cross-entropy of each label by itself, leaving out labels of -100. Both tensors are (rows, labels)."""
+    check_shape("labels", labels, tuple(logits.shape), "(rows, labels)")
+    kept = labels != IGNORE_INDEX
+    total = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.float() * kept, weight=kept.float(), reduction="sum"
+    )
+    return per_item(total, kept.sum(), num_items_in_batch)
+
+
+def squared_error(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Squared error of each value. Labels are (rows, values), or (rows,) for one value."""
+    labels = labels[:, None] if labels.dim() == 1 and logits.shape[-1] == 1 else labels
+    check_shape("labels", labels, tuple(logits.shape), "(rows, values)")
+    return per_item(F.mse_loss(logits.float(), labels.float(), reduction="sum"), labels.numel(), num_items_in_batch)
+
+
+SEQUENCE_LOSSES = {
+    "single_label_classification": cross_entropy,
+    "multi_label_classification": binary_cross_entropy,
+    "regression": squared_error,
+}
+
+
+def problem_type(config: TfEncConfig, labels: Tensor) -> str:
+    """What the configuration says, or else what number and type of the labels say, as in transformers."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+# --- Heads -----------------------------------------------------------------------------------------------------------
+
+
+class TfEncHeadTransform(nn.Module):
+    """Dense, activation, norm: what BERT and ModernBERT put before an output layer."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.head_bias)
+        self.activation = ACT2FN[config.classifier_activation]
+        self.norm = layer_norm(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
+
+def head_transform(config: TfEncConfig, where: tuple[str, ...]) -> nn.Module:
+    return TfEncHeadTransform(config) if config.head_transform in where else nn.Identity()
+
+
+def padded_only(name: str, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: Any) -> None:
+    """Raise a ValueError where the input is packed and the head cannot take it."""
+    packed = kwargs.get("cu_seq_lens_q") is not None
+    if not torch.compiler.is_compiling() and position_ids is not None and not packed:
+        packed = find_packing(attention_mask, position_ids, None) is not None
+    if packed:
+        raise ValueError(f"{name} takes padded input only: give (batch, length) with attention_mask, not a packed row.")
+
+
+class TfEncLanguageModel(TfEncPreTrainedModel):
+    """What the two language models share: the vocabulary projection, whole or at labelled positions alone."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.embed_tokens.weight"}
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__(config)
+        self.model = TfEncModel(config, add_pooling_layer=False)
+        self.head = head_transform(config, ("lm", "all"))
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
+
+    def predict(
+        self,
+        x: Tensor,
+        labels: Tensor | None,
+        prediction_positions: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Loss and logits, of all positions or of some.
+
+        Args:
+            x: (batch, length, hidden)
+            labels: (batch, length), -100 where there is nothing to predict
+            prediction_positions: (slots,), indices into batch * length; only these are projected to the vocabulary.
+                Every labelled position must be among them; a slot to spare points at one labelled -100. Without
+                them, `sparse_prediction` looks the labelled positions up in training: as right, but a compiled graph
+                then sees another shape for each batch.
+
+        Returns:
+            the loss, and logits (batch, length, vocab) or (slots, vocab); None for logits where training is sparse
+        """
+        check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
+        where = prediction_positions
+        if where is None and labels is not None and self.training and self.config.sparse_prediction:
+            where = labels.flatten() != IGNORE_INDEX
+        if where is not None:
+            x = x.flatten(0, 1)[where]
+            labels = labels.flatten()[where] if labels is not None else None
+        logits = self.decoder(self.head(x))
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return loss, logits if where is None or not self.training else None
+
+
+class TfEncForMaskedLM(TfEncLanguageModel):
+    """Predicts the tokens behind a mask."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        prediction_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """`labels` (batch, length), -100 where nothing is predicted; logits (batch, length, vocab)."""
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        loss, logits = self.predict(outputs.last_hidden_state, labels, prediction_positions, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
+    """Predicts each next token, under the look-ahead mask whatever the configuration says."""
+
+    def __init__(self, config: TfEncConfig):
+        if not config.is_causal:
+            config = copy.deepcopy(config)  # the caller's own stays as it is
+            config.is_causal = True
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutput:
+        """`labels` (batch, length) are the input ids themselves; each is compared with the logits one position before.
+
+        The first token of a sequence is predicted by nothing, packed or not.
+        """
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        x = outputs.last_hidden_state
+        if labels is not None:
+            check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
+            positions = torch.arange(x.shape[1], device=x.device)[None] if position_ids is None else position_ids
+            packing = find_packing(attention_mask, positions, kwargs.get("cu_seq_lens_q"))
+            if packing is not None:
+                labels = labels.masked_fill(F.pad(packing.ids.diff() != 0, (1, 0), value=True), IGNORE_INDEX)
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        loss, logits = self.predict(x, labels, None, num_items_in_batch)
+        return CausalLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # an encoder keeps no cache; each step reads the whole prefix
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The whole prefix at each step, with positions that begin after the padding on the left."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+class TfEncForSequenceClassification(TfEncPreTrainedModel):
+    """One output for each sequence: a class, several labels, or a number."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__(config)
+        if config.pooling == "none":
+            raise ValueError(f"{type(self).__name__} needs one vector a sequence: set pooling to cls or mean, not none.")
+        self.model = TfEncModel(config)
+        self.head = head_transform(config, ("all",))
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, self.outputs_per_sequence(config))
+        self.post_init()
+
+    @staticmethod
+    def outputs_per_sequence(config: TfEncConfig) -> int:
+        return config.num_labels
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """`labels` (batch,) classes, (batch, labels) zeros and ones, or (batch,) or (batch, values) numbers."""
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(self.head(outputs.pooler_output)))  # (batch or sequences, labels)
+        loss = None
+        if labels is not None:
+            loss = SEQUENCE_LOSSES[problem_type(self.config, labels)](logits, labels, num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TfEncForTokenClassification(TfEncPreTrainedModel):
+    """One class for each token."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__(config)
+        self.model = TfEncModel(config, add_pooling_layer=False)
+        self.head = head_transform(config, ("all",))
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """`labels` (batch, length) classes, -100 where a token has none; logits (batch, length, labels)."""
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class TfEncForQuestionAnswering(TfEncPreTrainedModel):
+    """The first and the last token of an answer within the sequence."""
+
+    def __init__(self, config: TfEncConfig):
+        super().__init__(config)
+        self.model = TfEncModel(config, add_pooling_layer=False)
+        self.head = head_transform(config, ("all",))
+        self.dropout = nn.Dropout(config.classifier_dropout if config.head_transform == "all" else 0.0)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """`start_positions` and `end_positions` (batch,); one at or past the row's end counts as truncated away."""
+        padded_only(type(self).__name__, attention_mask, position_ids, kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
+        start_logits, end_logits = logits.unbind(dim=-1)  # (batch, length) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            start = self.position_loss("start_positions", start_logits, start_positions, num_items_in_batch)
+            end = self.position_loss("end_positions", end_logits, end_positions, num_items_in_batch)
+            loss = (start + end) / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @staticmethod
+    def position_loss(name: str, logits: Tensor, positions: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        positions = positions.squeeze(-1) if positions.dim() > 1 else positions
+        check_shape(name, positions, tuple(logits.shape[:1]), "(batch,)")
+        outside = (positions < 0) | (positions >= logits.shape[1])
+        return cross_entropy(logits, positions.masked_fill(outside, IGNORE_INDEX), num_items_in_batch)
+
+
+class TfEncForMultipleChoice(TfEncForSequenceClassification):
+    """One score for each of several sequences, of which one is right."""
+
+    @staticmethod
+    def outputs_per_sequence(config: TfEncConfig) -> int:
+        return 1
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """Inputs are (batch, choices, length); `labels` (batch,) the right choice; logits (batch, choices)."""
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is None or inputs.dim() != (3 if inputs_embeds is None else 4):
+            raise ValueError(f"{type(self).__name__} takes (batch, choices, length) input, padded.")
+        choices = inputs.shape[1]
+        flat = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        flat = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in flat)
+        padded_only(type(self).__name__, flat[1], flat[2], kwargs)
+        outputs = self.model(*flat, **kwargs)
+        logits = self.classifier(self.dropout(self.head(outputs.pooler_output))).view(-1, choices)
+        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+TfEncModel.register_for_auto_class("AutoModel")
+TfEncForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+TfEncForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+TfEncForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+TfEncForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+TfEncForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+TfEncForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+
+__all__ = [
+    "TfEncForCausalLM",
+    "TfEncForMaskedLM",
+    "TfEncForMultipleChoice",
+    "TfEncForQuestionAnswering",
+    "TfEncForSequenceClassification",
+    "TfEncForTokenClassification",
+    "TfEncModel",
+    "TfEncPreTrainedModel",
+]

@@ -1,0 +1,1 @@
+"""What leaves the house: the card, the pictures, the upload, weights of other families."""

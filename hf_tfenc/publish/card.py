@@ -1,0 +1,55 @@
+"""The model card: the template model_card.md, filled with a run's own numbers."""
+
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from ..training.arguments import Arguments
+
+PIPELINES = {"mlm": "fill-mask"}
+# At the root of the repository; a wheel installs it under share/.
+TEMPLATES = (
+    Path(__file__).parents[2] / "model_card.md",
+    Path(sysconfig.get_path("data")) / "share" / "hf_tfenc" / "model_card.md",
+)
+
+
+def write_card(folder: Path, args: "Arguments", model: PreTrainedModel, metrics: dict[str, Any]) -> None:
+    """Write README.md into an output folder."""
+    template = next(path for path in TEMPLATES if path.exists())
+    data = "Python's own documentation" if args.train_file is None else ", ".join(args.train_file)
+    results = [
+        EvalResult(
+            task_type=PIPELINES[args.task],
+            dataset_type="text",
+            dataset_name=f"held-out part of {data}",
+            metric_type=name.removeprefix("eval_"),
+            metric_value=round(metrics[name], 4),
+        )
+        for name in ("eval_loss", "eval_perplexity", "eval_accuracy", "eval_loss_per_byte")
+    ]
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINES[args.task],
+        tags=["hf_tfenc", "tfenc"],
+        model_name=Path(args.hub_model_id or folder).name,
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(template),
+        model_name=Path(args.hub_model_id or folder).name,
+        where=args.hub_model_id or str(folder),
+        data=data,
+        args=args,
+        config=model.config,
+        metrics=metrics,
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    (folder / "README.md").write_text(str(card), encoding="utf-8")

@@ -1,0 +1,203 @@
+"""Every option, as dataclasses: a YAML file and the command line fill the same fields, the command line wins.
+
+Names are those of `transformers.TrainingArguments` and of transformers' example scripts where the meaning is the same.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..presets import PRESETS
+from ..tasks import TASKS
+from .optimization import OPTIMIZERS, SCHEDULES
+
+
+class OptionError(ValueError):
+    """A mistake in the options or in what they point at; its message is one sentence for the user."""
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help} | metadata)
+
+
+@dataclass
+class ModelArguments:
+    preset: str = option("modern-tiny", "a named configuration", choices=sorted(PRESETS))
+    model_name_or_path: str | None = option(None, "start from this checkpoint (folder or Hub id) and not from a preset")
+    config_overrides: str | None = option(
+        None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
+    )
+    attn_implementation: str | None = option(None, "sdpa, eager, flex_attention or flash_attention_2")
+    tokenizer_name: str | None = option(None, "use this tokenizer (folder or Hub id) and do not train one")
+    tokenizer_type: Literal["byte-level-bpe", "wordpiece"] = option("byte-level-bpe", "the tokenizer to train")
+    vocab_size: int = option(4096, "tokens of the tokenizer to train, special ones included")
+
+
+@dataclass
+class DataArguments:
+    task: str = option("mlm", "what to learn", choices=sorted(TASKS))
+    train_file: list[str] | None = option(
+        None, "text, json(l), csv or parquet: files, folders or patterns; without it, the built-in corpus"
+    )
+    validation_file: list[str] | None = option(None, "the same for held-out text; without it, a share is held out")
+    text_column: str | None = option(None, "the column with the text, where its name does not say so")
+    sample_by: Literal["document", "paragraph", "line"] = option("document", "what is one row of a text file")
+    max_train_samples: int | None = option(None, "use this many rows of text and no more")
+    max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
+    max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
+    mlm_probability: float = option(0.2, "share of tokens masked in training")
+    eval_mlm_probability: float = option(0.15, "share of tokens masked in evaluation, always the same ones")
+    dataloader_num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the training process")
+
+
+@dataclass
+class OptimizationArguments:
+    per_device_train_batch_size: int = option(16, "rows of a micro-batch")
+    per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
+    gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
+    num_train_epochs: int = option(10, "passes over the training rows")
+    max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
+    optim: str = option("adamw", "the optimizer", choices=sorted(OPTIMIZERS))
+    learning_rate: float = option(2e-3, "the peak learning rate")
+    lr_scheduler_type: str = option("linear", "how it falls", choices=sorted(SCHEDULES))
+    warmup_steps: float = option(0.05, "steps over which it rises; below 1, a share of all steps")
+    weight_decay: float = option(0.05, "decay of weight matrices; norms and biases have none")
+    adam_beta1: float = option(0.9, "decay of the mean of gradients")
+    adam_beta2: float = option(0.98, "decay of the mean of squared gradients")
+    adam_epsilon: float = option(1e-8, "added to the root of that mean")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0 leaves them as they are")
+
+
+@dataclass
+class RunArguments:
+    output_dir: str | None = option(None, "where everything goes; outputs/<task> if not given")
+    overwrite_output_dir: bool = option(False, "remove what an earlier run left there")
+    eval_steps: int | None = option(None, "steps between evaluations; without it, once an epoch")
+    logging_steps: int = option(20, "steps between lines of log.jsonl")
+    load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")
+    seed: int = option(42, "of weights, order, masks and dropout")
+    bf16: bool = option(False, "compute in bfloat16 where it is safe")
+    fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
+    full_determinism: bool = option(False, "the same bits on the same GPU, slower")
+    cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
+    push_to_hub: bool = option(False, "upload the folder at the end")
+    hub_model_id: str | None = option(None, "where to, as user/name")
+
+
+@dataclass
+class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArguments):
+    """All options. `resolve` fills what depends on other options, and refuses what cannot work."""
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            self.output_dir = os.path.join("outputs", self.task)
+        self._refuse()
+
+    def _refuse(self) -> None:
+        positive = (
+            "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
+            "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise OptionError(f"--{name} is {value}; it must be above 0.")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"--{name} is {getattr(self, name)}; it must not be below 0.")
+        for name in ("mlm_probability", "eval_mlm_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise OptionError(f"--{name} is {getattr(self, name)}; it is a share, between 0 and 1.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.max_seq_length < 8:
+            raise OptionError(f"--max_seq_length is {self.max_seq_length}; rows need at least 8 tokens.")
+        if self.bf16 and self.fp16:
+            raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
+        if self.push_to_hub and not self.hub_model_id:
+            raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
+        self.parsed_config_overrides()
+
+    def parsed_config_overrides(self) -> dict[str, Any]:
+        """`config_overrides` as a mapping. Raises OptionError where it is none."""
+        try:
+            overrides = yaml.safe_load(self.config_overrides or "{}")
+        except yaml.YAMLError:
+            overrides = None
+        if not isinstance(overrides, dict):
+            raise OptionError(
+                f"--config_overrides {self.config_overrides!r} is no mapping; write it as '{{\"hidden_size\": 192}}'."
+            )
+        return overrides
+
+    def to_yaml(self) -> str:
+        """All options, to be read again with `--config`."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+class _Parser(HfArgumentParser):
+    """argparse with the nearest known name for an unknown one, and a sentence in place of the usage text."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise OptionError(message[0].upper() + message[1:].rstrip(".") + ". --help lists the options.")
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """Options from the command line, over those of the YAML file that `--config` names.
+
+    Raises:
+        OptionError: an unknown name or a value that does not fit, in one sentence.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = {f.name for f in dataclasses.fields(Arguments)}
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    config, rest = finder.parse_known_args(argv)
+    for token in rest:
+        name = token[2:].split("=")[0]
+        if token.startswith("--") and name != "help" and name.removeprefix("no_") not in known:
+            raise OptionError(f"{token.split('=')[0]} is not an option.{_nearest(name, known, '--')}")
+
+    parser = _Parser(Arguments, prog="train.py", allow_abbrev=False)
+    parser.add_argument("--config", help="a YAML file of options; recipes/ holds some")
+    # The file's options become arguments before the user's own: one parser checks both, and the later one wins.
+    return parser.parse_args_into_dataclasses(_file_arguments(config.config, known) + rest)[0]
+
+
+def _file_arguments(path: str | None, known: set[str]) -> list[str]:
+    if path is None:
+        return []
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise OptionError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(options, dict):
+        raise OptionError(f"--config {path} is no list of options; write lines such as 'learning_rate: 0.001'.")
+    arguments: list[str] = []
+    for name, value in options.items():
+        if name not in known:
+            raise OptionError(f"{name} in {path} is not an option.{_nearest(str(name), known, '')}")
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        arguments += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    return arguments
+
+
+def _nearest(name: str, known: set[str], prefix: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {prefix}{nearest[0]}?" if nearest else " --help lists the options."

@@ -1,0 +1,99 @@
+"""What one sees of a run: a progress bar or plain lines, and log.jsonl."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
+STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02  # after this share of steps, a loss this near the unigram loss has learned nothing
+
+
+class Monitor:
+    """Shows and records one run. Only the main process has one that is `active`; the others' do nothing.
+
+    Args:
+        log_file: where one JSON object a logged step is appended.
+        total_steps: optimizer steps of the run.
+        baseline_loss: what a model that only counts reaches; the line that training must leave below it.
+    """
+
+    def __init__(self, log_file: Path, total_steps: int, baseline_loss: float, active: bool):
+        self.active, self.total_steps, self.baseline_loss = active, total_steps, baseline_loss
+        self.terminal = active and sys.stderr.isatty()
+        self.bar = tqdm(total=total_steps, disable=not self.terminal, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.log = log_file.open("a", encoding="utf-8") if active else None
+        self.started = self.last_line = time.monotonic()
+        self.warned = False
+
+    def step(self, step: int) -> None:
+        """One optimizer step is done."""
+        if self.terminal:
+            self.bar.update(step - self.bar.n)
+
+    def training(self, record: dict[str, Any]) -> None:
+        """A logged step: `step epoch loss learning_rate grad_norm tokens tokens_per_second`."""
+        self.write(record)
+        if not self.active:
+            return
+        line = (
+            f"epoch {record['epoch']:.1f} · loss {record['loss']:.3f} (unigram {self.baseline_loss:.3f}) · "
+            f"{record['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self.terminal:
+            self.bar.set_description_str(line)
+        elif time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.started) * (self.total_steps / record["step"] - 1)
+            self.say(f"step {record['step']}/{self.total_steps} · {line} · {clock(left)} left")
+        if not self.warned and record["step"] >= STUCK_SHARE * self.total_steps:
+            self.warned = True
+            if record["loss"] > self.baseline_loss - STUCK_MARGIN:
+                self.say(
+                    f"The loss {record['loss']:.3f} still sits on the unigram line {self.baseline_loss:.3f}: the model "
+                    "knows how often tokens occur and nothing of their context. Most often a lower --learning_rate, "
+                    "a longer --warmup_steps or pre-norm (--preset modern-tiny) mends it."
+                )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """An evaluation, with `eval_loss` and whatever else the task measures."""
+        self.write(record)
+        shown = " · ".join(
+            f"{name.removeprefix('eval_').replace('_', ' ')} {record[name]:.3f}"
+            for name in ("eval_loss", "eval_accuracy")
+            if name in record
+        )
+        self.say(f"step {record['step']}: held-out {shown}")
+
+    def epoch_end(self, record: dict[str, Any]) -> None:
+        """A finished epoch, with `train_loss`, the average over its items."""
+        self.write(record)
+        self.say(f"epoch {record['epoch']:g}: average loss {record['train_loss']:.3f}")
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.log is not None:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            self.log.write(json.dumps(finite) + "\n")
+            self.log.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self.active:
+            tqdm.write(text, file=sys.stderr if self.terminal else sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

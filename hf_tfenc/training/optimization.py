@@ -1,0 +1,104 @@
+"""Optimizers and learning-rate schedules, by name. A new one is one line in a table."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+if TYPE_CHECKING:
+    from .arguments import Arguments
+
+FUSED_DEVICES = {"cpu", "cuda", "mps"}
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
+    """Weight matrices decay; norms and biases do not."""
+    parameters = [p for p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def adam(
+    kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], args: "Arguments"
+) -> torch.optim.Optimizer:
+    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), fused into one kernel where the device has one."""
+    groups = parameter_groups(parameters, args.weight_decay)
+    return kind(
+        groups,
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=groups[0]["params"][0].device.type in FUSED_DEVICES,
+    )
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the layers, AdamW for embeddings, output layers, norms and biases: one optimizer.
+
+    Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum. It is torch's own, with updates
+    scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
+    """
+
+    def __init__(self, model: nn.Module, args: "Arguments"):
+        hidden, other = [], []
+        for name, parameter in model.named_parameters():
+            (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
+        self.muon = torch.optim.Muon(
+            hidden, lr=args.learning_rate, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = adam(torch.optim.AdamW, other, args)
+        super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
+        self._share()
+
+    def _share(self) -> None:
+        """Both parts work on this optimizer's own groups and state, so there is one of each to save and to schedule."""
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.muon.step()
+        self.adamw.step()
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, "Arguments"], torch.optim.Optimizer]] = {
+    "adamw": lambda model, args: adam(torch.optim.AdamW, model.parameters(), args),
+    "adam": lambda model, args: adam(torch.optim.Adam, model.parameters(), args),
+    "muon": MuonWithAdamW,
+}
+
+# Our names for transformers' schedules. All of them warm up; warmup_stable_decay falls over its last fifth.
+SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant_with_warmup",
+    "warmup_stable_decay": "warmup_stable_decay",
+}
+DECAY_SHARE = 0.2
+
+
+def warmup_steps(args: "Arguments", total_steps: int) -> int:
+    """Steps of warm-up: a number of steps, or below 1 a share of all of them."""
+    return round(args.warmup_steps * total_steps) if args.warmup_steps < 1 else round(args.warmup_steps)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, args: "Arguments", total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate's course over `total_steps` optimizer steps."""
+    name = SCHEDULES[args.lr_scheduler_type]
+    specific = {"num_decay_steps": round(DECAY_SHARE * total_steps)} if name == "warmup_stable_decay" else {}
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=warmup_steps(args, total_steps),
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=specific,
+    )

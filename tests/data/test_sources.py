@@ -1,0 +1,450 @@
+"""Rows from files: what is read, what is refused, and what is held out."""
+
+import gzip
+import json
+import logging
+import socket
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_tfenc.data import sources
+from hf_tfenc.data.sources import load_text_splits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def connect(*_):
+        raise AssertionError("a local file needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, logger="hf_tfenc")
+    return caplog
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        """A file of the kind its name tells: rows for json(l) and parquet, else text or bytes. Returns its path."""
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+        elif name.endswith(".json"):
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        elif name.endswith(".parquet"):
+            pq.write_table(content if isinstance(content, pa.Table) else pa.Table.from_pylist(content), path)
+        else:
+            path.write_bytes(content.encode())
+        return str(path)
+
+    return write
+
+
+TEXTS = ["first row", "second: ünïcode 東京 😀", 'third, with a "quote"', "fourth\nof two lines", "  fifth  "]
+ROWS = [{"text": text, "label": number} for number, text in enumerate(TEXTS)]
+
+
+def rows_of(splits):
+    return sorted(text for split in splits.values() for text in split["text"])
+
+
+def sentence(*arguments, **options):
+    """What a user reads about input that cannot be used."""
+    with pytest.raises((ValueError, OSError)) as error:
+        load_text_splits(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- What is read ----------------------------------------------------------------------------------------------------
+
+
+def quoted(texts, separator):
+    rows = "".join(f'"{text.replace(chr(34), chr(34) * 2)}"{separator}{n}\r\n' for n, text in enumerate(texts))
+    return f"text{separator}label\r\n{rows}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", ROWS),
+        ("rows.json", ROWS),
+        ("rows.parquet", ROWS),
+        ("rows.csv", quoted(TEXTS, ",")),
+        ("rows.tsv", quoted(TEXTS, "\t")),
+        ("rows.jsonl.gz", gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),
+    ],
+)
+def test_kinds_of_files(write, name, content):
+    splits = load_text_splits(write(name, content))
+    assert isinstance(splits, DatasetDict)
+    assert list(splits) == ["train", "validation"]
+    assert splits["train"].column_names == splits["validation"].column_names == ["text"]
+    assert rows_of(splits) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "rows"),
+    [
+        ("line", ["a", "b", "c\x0cd\u2028e", "f"]),
+        ("paragraph", ["a\nb", "c\x0cd\u2028e\nf"]),
+        ("document", ["a\nb\n\nc\x0cd\u2028e\nf\n"]),
+    ],
+)
+def test_rows_of_plain_text(write, sample_by, rows):
+    path = write("a.txt", "\ufeffa\r\nb\r\n\r\nc\x0cd\u2028e\r\nf\r\n")
+    other = write("b.txt", "g\n")
+    splits = load_text_splits(path, other, sample_by=sample_by)
+    assert [text.rstrip() for text in splits["train"]["text"]] == [row.rstrip() for row in rows]
+
+
+def test_the_built_in_corpus_without_files(monkeypatch):
+    corpus = DatasetDict(
+        {split: Dataset.from_dict({"module": ["m"], "text": [split]}) for split in ("train", "validation")}
+    )
+    monkeypatch.setattr(sources, "stdlib_documents", lambda: corpus)
+    splits = load_text_splits(None)
+    assert {split: rows.to_dict() for split, rows in splits.items()} == {
+        "train": {"text": ["train"]},
+        "validation": {"text": ["validation"]},
+    }
+
+
+def test_several_files_a_folder_and_a_pattern(write, tmp_path):
+    b, a, c = (write(f"data/{name}", [{"text": name}]) for name in ("b.jsonl", "a.json", "deep/er/c.jsonl"))
+    write("data/.hidden.csv", "text\nhidden\n")
+    empty = write("data/empty.jsonl", b"")
+    validation = write("v.txt", "held out")
+
+    def train_rows(value):
+        return load_text_splits(value, validation)["train"]["text"][:]
+
+    assert train_rows(str(tmp_path / "data")) == ["a.json", "b.jsonl", "deep/er/c.jsonl"]
+    assert train_rows([b, a, empty, c]) == ["b.jsonl", "a.json", "deep/er/c.jsonl"]
+    assert train_rows(str(tmp_path / "data" / "**" / "*.jsonl")) == ["b.jsonl", "deep/er/c.jsonl"]
+    assert train_rows(tmp_path / "data" / "deep") == ["deep/er/c.jsonl"]
+
+
+def test_names_that_look_like_patterns(write, tmp_path):
+    path = write("odd [1] *?.txt", "one")
+    assert load_text_splits(path, path)["train"]["text"][:] == ["one"]
+    assert load_text_splits(str(tmp_path), path)["train"]["text"][:] == ["one"]
+
+
+def test_files_of_other_kinds_in_a_folder(write, tmp_path, log):
+    write("data/a.jsonl", [{"text": "a"}, {"text": "b"}])
+    write("data/README.md", "read me")
+    load_text_splits(str(tmp_path / "data"))
+    assert log.messages[0] == f"In {tmp_path / 'data'}, 1 files of other kinds are left out (README.md)."
+    # Named outright, such a file is plain text.
+    splits = load_text_splits(str(tmp_path / "data" / "README.md"), str(tmp_path / "data" / "README.md"))
+    assert splits["train"]["text"][:] == ["read me"]
+
+
+def test_cells_that_look_like_numbers_or_nulls_are_text(write):
+    path = write("a.csv", "text,label\nNA,1\n42,\nnull,x\n3.0\n")
+    assert rows_of(load_text_splits(path)) == ["3.0", "42", "NA", "null"]
+
+
+def test_empty_rows_are_left_out(write, log):
+    path = write("a.jsonl", [{"text": text} for text in ("a", "", "b", " \n\t", "\u3000")])
+    assert rows_of(load_text_splits(path)) == ["a", "b"]
+    assert log.messages[0] == f"--train_file {path}: 3 of 5 rows are empty and left out."
+
+
+def test_large_strings_and_categories_become_strings(write):
+    for values in (pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"]).dictionary_encode()):
+        splits = load_text_splits(write("a.parquet", pa.table({"body": values})))
+        assert splits["train"].features["text"] == datasets.Value("string")
+        assert rows_of(splits) == ["a", "b"]
+
+
+def test_limits(write):
+    path = write("a.txt", "\n".join(map(str, range(300))))
+    whole = load_text_splits(path, sample_by="line")
+    some = load_text_splits(path, sample_by="line", max_train_samples=7, max_eval_samples=3)
+    assert some["train"]["text"][:] == whole["train"]["text"][:7]
+    assert some["validation"]["text"][:] == whole["validation"]["text"][:3]
+    assert len(load_text_splits(path, sample_by="line", max_train_samples=10**9)["train"]) == len(whole["train"])
+
+
+def test_a_second_start_reads_the_cache(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write("a.txt", "a line\n" * 1000 + "another\n" * 1000)
+
+    def start():
+        splits = load_text_splits(path)
+        files = {str(file): file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.arrow")}
+        return files, {split: rows._fingerprint for split, rows in splits.items()}
+
+    assert start() == start()
+    write("a.txt", "new text\n" * 2000)
+    assert "new text" in load_text_splits(path, path)["train"][0]["text"]
+
+
+# --- Which column ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"title": "no", "text": "yes", "sentence": "no"}, "text"),
+        ({"body": "no", "content": "yes"}, "content"),
+        ({"utterance": "yes", "label": 1, "score": 0.5}, "utterance"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_column_by_convention(write, log, row, column, kind):
+    header, cells = (",".join(map(str, part)) for part in (row.keys(), row.values()))
+    path = write(f"a.{kind}", f"{header}\n{cells}\n" if kind == "csv" else [row])
+    assert load_text_splits(path, path)["train"]["text"][:] == ["yes"]
+    guess = f"--train_file {path}: the text is taken from the column {column!r}; --text_column names another."
+    assert (guess in log.messages) == (column != "text")
+
+
+def test_column_by_option(write, log):
+    path = write("a.csv", "text,other\nno,yes\n")
+    assert load_text_splits(path, path, text_column="other")["train"]["text"][:] == ["yes"]
+    assert not any("--text_column" in message for message in log.messages)
+
+
+def test_column_that_is_not_plain(write):
+    several = write("a.csv", "question,answer,id\na,b,1\n")
+    assert sentence(several) == (
+        f"--train_file {several}: which column holds the text is not plain, say it with --text_column: "
+        "question (string), answer (string), id (int64)."
+    )
+    none = write("b.jsonl", [{"id": 1}])
+    assert sentence(several, none, text_column="question") == (
+        f"--validation_file {none} has no column 'question': give --text_column one of id (int64)."
+    )
+    plain = write("c.txt", "a")
+    assert sentence(plain, text_column="body") == (
+        f"--train_file {plain} has no column 'body': give --text_column one of text (string)."
+    )
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_by": "line"}])
+def test_files_that_are_missing(write, tmp_path, options):
+    good, gone = write("a.txt", "a"), str(tmp_path / "gone.txt")
+    missing = f"{gone}: there is no such file or folder, check the path."
+    assert sentence(gone, **options) == f"--train_file {missing}"
+    assert sentence([good, gone], **options) == f"--train_file {missing}"
+    assert sentence(good, gone, **options) == f"--validation_file {missing}"
+    assert sentence(gone + "*", **options) == f"--train_file {gone}* matches no file: check the pattern."
+    with pytest.raises(FileNotFoundError):
+        load_text_splits(gone)
+    assert sentence([]) == "--train_file names no file: give at least one, or leave the option out."
+
+
+def test_kinds_that_are_mixed(write, tmp_path):
+    files = [write("data/a.txt", "a"), write("data/b.csv", "text\nb\n")]
+    mixed = "files of different kinds cannot be mixed (a.txt is text, b.csv is csv): give those of one kind."
+    assert sentence(files) == f"--train_file: {mixed}"
+    assert sentence(str(tmp_path / "data")) == f"--train_file {tmp_path / 'data'}: {mixed}"
+
+
+def test_splits_that_are_mixed(write, tmp_path):
+    for name in ("train-0.txt", "train-1.txt", "validation.txt", "trainspotting.txt"):
+        write(f"data/{name}", name)
+    folder = tmp_path / "data"
+    assert sentence(str(folder)) == (
+        f"--train_file {folder}: its files belong to different splits (train-1.txt, validation.txt): "
+        f"give those of one split alone, by a pattern such as '{folder}/train*'."
+    )
+    splits = load_text_splits(f"{folder}/train-*", f"{folder}/validation*")
+    assert splits["train"]["text"][:] == ["train-0.txt", "train-1.txt"]
+
+
+def test_a_folder_without_data(write, tmp_path):
+    write("data/README.md", "read me")
+    assert sentence(str(tmp_path / "data")) == (
+        f"--train_file {tmp_path / 'data'}: the folder holds no file that ends in "
+        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", ""),
+        ("a.csv", ""),
+        ("a.csv", "text,label\n"),
+        ("a.jsonl", []),
+        ("a.parquet", pa.table({"text": pa.array([], pa.string())})),
+        ("a.jsonl", [{"text": " "}]),
+        ("a.txt", "\n"),
+    ],
+)
+def test_files_without_text(write, name, content):
+    path = write(name, content)
+    assert sentence(path) == f"--train_file {path}: there is no text in it, give a file that has some."
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "number", "value"),
+    [
+        ("a.jsonl", [{"text": "a"}, {"text": None}], 2, "null"),
+        ("a.parquet", [{"text": "a"}, {"text": None}], 2, "null"),
+        ("a.jsonl", [{"text": "a"}, {"id": 1}], 2, "null"),
+        ("a.jsonl", [{"text": "a"}, {"text": "b"}, {"text": 5}], 3, "int 5"),
+        ("a.jsonl", [{"text": 5}], 1, "int 5"),
+        ("a.parquet", [{"text": ["a", "b"]}], 1, "list ['a', 'b']"),
+    ],
+)
+def test_rows_that_are_not_strings(write, name, rows, number, value):
+    path = write(name, rows)
+    assert sentence(path) == (
+        f"--train_file {path}, row {number}: the column 'text' holds {value}, not a string: "
+        "mend the row or take it out, or name another column with --text_column."
+    )
+
+
+def test_the_file_at_fault_is_named_among_many(write):
+    good = write("a.jsonl", ROWS)
+    null = write("b.jsonl", [{"text": "b"}, {"text": None}])
+    assert sentence([good, null]).startswith(f"--train_file {null}, row 2: the column 'text' holds null")
+    latin = write("c.jsonl", '{"text": "café"}\n'.encode("latin-1"))
+    assert sentence([good, latin]).startswith(f"--train_file {latin}, line 1: the byte 0xe9 is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "one\ncaf\xe9\n"), ("a.csv", "text\ncaf\xe9\n"), ("a.jsonl", '\n{"text": "caf\xe9"}\n')],
+)
+def test_bytes_that_are_not_utf8(write, name, content):
+    path = write(name, content.encode("latin-1"))
+    assert sentence(path) == (f"--train_file {path}, line 2: the byte 0xe9 is not UTF-8: convert the file to UTF-8.")
+
+
+def test_lines_that_are_not_json(write):
+    path = write("a.jsonl", b'{"text": "a"}\n{"text": "b"\n')
+    assert sentence(path) == (
+        f"--train_file {path}, line 2, character 13: this is not JSON (Expecting ',' delimiter): mend the line."
+    )
+    path = write("b.jsonl", b'{"text": "\\ud800 alone"}\n')
+    assert sentence(path) == (
+        f"--train_file {path}, line 1: \\ud800 is half of a surrogate pair, which is no character: take it out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", "text,label\na,1\nHello, world,2\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", "text,label\nHello, world,2\na,1\n", "Length of header or names does not match length of data"),
+        ("a.csv", 'text,label\n"a,1\n', "EOF inside string"),
+        ("a.parquet", b"not parquet", "Parquet magic bytes not found"),
+        ("a.json", b'{"text": ', ""),
+    ],
+)
+def test_files_that_cannot_be_read(write, name, content, reason):
+    path = write(name, content)
+    found = sentence(path)
+    assert found.startswith(f"--train_file {path} cannot be read as {name.split('.')[1]} (")
+    assert reason in found
+    assert found.endswith("): mend it, or give another file.")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"validation_share": 1.0}, "validation_share is 1.0: it must lie between 0 and 1."),
+        ({"max_train_samples": 0}, "max_train_samples is 0: it must be at least 1."),
+        ({"max_eval_samples": -1}, "max_eval_samples is -1: it must be at least 1."),
+        ({"sample_by": "word"}, "sample_by is 'word': it must be one of document, paragraph, line."),
+    ],
+)
+def test_options_out_of_range(options, expected):
+    assert sentence(None, **options) == expected
+
+
+# --- What is held out ------------------------------------------------------------------------------------------------
+
+
+def test_held_out_rows_follow_from_their_text_alone(write, log):
+    texts = [f"row {number % 1500}" for number in range(2000)]  # 500 of them occur twice
+    splits = load_text_splits(write("a.txt", "\n".join(texts)), sample_by="line")
+    train, validation = splits["train"]["text"][:], splits["validation"]["text"][:]
+    assert sorted([*train, *validation]) == sorted(texts)
+    assert not set(train) & set(validation)
+    assert 60 < len(validation) < 140
+    assert log.messages[-1] == f"{len(validation)} of 2000 rows are held out for validation."
+
+    other_order = load_text_splits(write("b.txt", "\n".join([*texts[::-1], "one more"])), sample_by="line")
+    assert set(other_order["validation"]["text"]) - {"one more"} == set(validation)
+    more = load_text_splits(write("a.txt", "\n".join(texts)), sample_by="line", validation_share=0.3)
+    assert 500 < len(more["validation"]) < 700
+    assert set(validation) < set(more["validation"]["text"])
+
+
+def test_a_few_rows_still_give_both_splits(write):
+    for number in range(8):
+        splits = load_text_splits(write(f"{number}.txt", f"a {number}\nb {number}"), sample_by="line")
+        assert len(splits["train"]) == len(splits["validation"]) == 1
+
+
+def test_one_row_cannot_be_split(write):
+    expected = (
+        "The training text is one row, or one row repeated, so none can be held out for validation: "
+        "give more text, or a --validation_file."
+    )
+    assert sentence(write("a.txt", "one")) == expected
+    assert sentence(write("b.txt", "one\none\n"), sample_by="line") == expected
+
+
+def test_a_long_document_is_cut_at_line_breaks(write, log):
+    document = "".join(f"line {number} of a long document\n" for number in range(2000))
+    splits = load_text_splits(write("a.txt", document))
+    blocks = rows_of(splits)
+    assert all(1900 < len(block) <= 2000 and block.endswith("\n") for block in blocks if "line 1999 " not in block)
+    assert sorted("".join(blocks).splitlines()) == sorted(document.splitlines())
+    assert 0 < len(splits["validation"]) < len(blocks) / 5
+    assert log.messages[0] == (
+        f"1 rows are too few to hold some out, so they are cut into {len(blocks)} blocks of about 2000 characters."
+    )
+
+
+@pytest.mark.parametrize(
+    "document", ["word " * 3000, "x" * 9001, "line\n" * 3000, "short\n" + "y" * 5000 + "\nshort\n", "a\n", "x" * 2000]
+)
+def test_cutting_loses_nothing(document):
+    blocks = sources._cut({"text": [document]})["text"]
+    assert "".join(blocks) == document
+    assert all(0 < len(block) <= 2000 for block in blocks)
+    assert len(blocks) <= len(document) / 1000 + 2
+
+
+def test_documents_are_not_cut_with_a_validation_file(write):
+    path = write("a.txt", "a line\n" * 1000)
+    assert len(load_text_splits(path, path)["train"]) == 1
+
+
+def test_validation_rows_seen_in_training_are_counted(write, log):
+    train = write("train.txt", "a\nb\nc\n")
+    validation = write("validation.txt", "c\nd\na\na\n")
+    splits = load_text_splits(train, validation, sample_by="line")
+    assert splits["validation"]["text"][:] == ["c", "d", "a", "a"]
+    assert log.messages == [
+        "3 of 4 validation rows are also training rows, word for word: the measurement flatters by as much."
+    ]
