@@ -219,11 +219,14 @@ class TfEncConfig(PreTrainedConfig):
             ValueError: one sentence with the values and the mend.
         """
         heads, width, positions = self.num_attention_heads, self.hidden_size, self.position_embedding_type
+        layer_types = self.layer_types or []
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_position_embeddings < 1:
             raise ValueError(f"max_position_embeddings is {self.max_position_embeddings}; it must be at least 1.")
+        if not (self.embedding_scale or 0) > 0:
+            raise ValueError(f"embedding_scale is {self.embedding_scale}; it must be above 0.")
         if width % heads:
             raise ValueError(f"hidden_size {width} is not divisible by num_attention_heads {heads}; change either.")
         if positions == "sinusoidal" and width % 2:
@@ -233,14 +236,14 @@ class TfEncConfig(PreTrainedConfig):
                 f"Rotary positions turn pairs of features; hidden_size {width} over {heads} heads is "
                 f"{width // heads} a head, which is odd."
             )
-        if len(self.layer_types) != self.num_hidden_layers:
+        if len(layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}; "
+                f"layer_types names {len(layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}; "
                 "they must agree."
             )
-        if wrong := sorted(set(self.layer_types) - set(LAYER_TYPES)):
+        if wrong := sorted(set(layer_types) - set(LAYER_TYPES)):
             raise ValueError(f"layer_types holds {wrong[0]!r}; each entry is one of {', '.join(LAYER_TYPES)}.")
-        if "sliding_attention" in self.layer_types and (self.sliding_window is None or self.sliding_window < 1):
+        if "sliding_attention" in layer_types and (self.sliding_window is None or self.sliding_window < 1):
             raise ValueError(
                 f"layer_types has sliding_attention and sliding_window is {self.sliding_window}; "
                 "set it to the number of tokens seen to each side."
@@ -257,7 +260,9 @@ class TfEncConfig(PreTrainedConfig):
             if activation is not None and activation not in ACT2FN:
                 raise ValueError(f"{name} {activation!r} is no activation of transformers; one is {sorted(ACT2FN)}.")
         if self.pooler_activation is not None and self.pooling == "none":
-            raise ValueError(f"pooler_activation {self.pooler_activation!r} needs pooling cls or mean; pooling is none.")
+            raise ValueError(
+                f"pooler_activation {self.pooler_activation!r} needs pooling cls or mean; pooling is none."
+            )
         for name in (field.name for field in fields(self) if field.name.endswith("_dropout")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a dropout rate lies in [0, 1).")

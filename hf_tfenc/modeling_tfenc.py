@@ -49,6 +49,7 @@ from .configuration_tfenc import TfEncConfig
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+Ids = Tensor | None
 
 
 # --- Checks: one sentence for the user, nothing while a graph is traced, no waiting for an accelerator ---------------
@@ -125,6 +126,7 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, config: TfEncConfig):
         super().__init__()
         self.shape = (config.max_position_embeddings, config.hidden_size)
+        self.table: Tensor
         self.register_buffer("table", torch.empty(self.shape), persistent=False)  # filled by _init_weights
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
@@ -158,7 +160,12 @@ POSITIONS = {
     "rotary": NoPositions,
     "none": NoPositions,
 }
-ROTATIONS = {"sinusoidal": rotate_nothing, "learned": rotate_nothing, "rotary": rotate, "none": rotate_nothing}
+ROTATIONS: dict[str, Callable] = {
+    "sinusoidal": rotate_nothing,
+    "learned": rotate_nothing,
+    "rotary": rotate,
+    "none": rotate_nothing,
+}
 
 
 # --- Packing and masks -----------------------------------------------------------------------------------------------
@@ -176,36 +183,33 @@ class Packing(NamedTuple):
 
 
 def find_packing(
-    attention_mask: Tensor | None, position_ids: Tensor | None, cu_seq_lens: Tensor | None, past_key_values: Any = None
+    length: int, attention_mask: Tensor | None, position_ids: Tensor | None, cu_seq_lens: Tensor | None
 ) -> Packing | None:
     """The packing of a row, or None where nothing is packed.
 
-    A row is packed where `cu_seq_lens` says so, or where positions restart and no attention mask speaks of padding.
+    A row is packed where `cu_seq_lens` says so, or where positions restart, and no attention mask speaks of padding.
 
     Args:
-        position_ids: (1, tokens), beginning again at 0 with each sequence
-        cu_seq_lens: (sequences + 1,), where each sequence begins, and the number of tokens; entries may repeat
+        position_ids: (1, length), beginning again at 0 with each sequence
+        cu_seq_lens: (sequences + 1,), where each sequence begins, and the length; entries may repeat
     """
-    if attention_mask is not None or past_key_values is not None:
+    if attention_mask is not None:
         return None
     if cu_seq_lens is not None:
         ends = cu_seq_lens[1:]
-        tokens = position_ids.shape[-1]
-        if not torch.compiler.is_compiling() and ends.device.type == "cpu" and ends[-1] != tokens:
-            raise ValueError(f"cu_seq_lens_q ends at {ends[-1].item()}; the packed row has {tokens} tokens.")
-        ids = torch.searchsorted(ends, torch.arange(tokens, device=ends.device, dtype=ends.dtype), right=True)
+        if not torch.compiler.is_compiling() and ends.device.type == "cpu" and ends[-1] != length:
+            raise ValueError(f"cu_seq_lens_q ends at {ends[-1].item()}; the packed row has {length} tokens.")
+        ids = torch.searchsorted(ends, torch.arange(length, device=ends.device, dtype=ends.dtype), right=True)
         return Packing(ids[None], cu_seq_lens[:-1])
-    if position_ids is None:
+    packed = find_packed_sequence_indices(position_ids) if position_ids is not None else None
+    if packed is None:
         return None
-    ids = find_packed_sequence_indices(position_ids)
-    if ids is None:
-        return None
-    if ids.shape[0] != 1 and not torch.compiler.is_compiling():
+    if packed.shape[0] != 1 and not torch.compiler.is_compiling():
         raise ValueError(
-            f"position_ids {tuple(position_ids.shape)} restart within a row; packed input is one row, (1, tokens). "
+            f"position_ids {tuple(packed.shape)} restart within a row; packed input is one row, (1, tokens). "
             "For padded rows pass attention_mask."
         )
-    return Packing(ids, None)
+    return Packing(packed, None)
 
 
 def sequence_starts(packing: Packing) -> Tensor:
@@ -232,13 +236,9 @@ def attention_masks(
     same_sequence = packed_sequence_mask_function(packing.ids) if packing is not None else None
     return {
         layer_type: MASKS[config.is_causal, layer_type](
-            config,
-            hidden_states,
-            attention_mask,
-            past_key_values=None,
-            and_mask_function=same_sequence,
+            config, hidden_states, attention_mask, past_key_values=None, and_mask_function=same_sequence
         )
-        for layer_type in sorted(set(config.layer_types))
+        for layer_type in sorted(set(config.layer_types or []))
     }
 
 
@@ -251,17 +251,21 @@ class TfEncEmbeddings(nn.Module):
     def __init__(self, config: TfEncConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.scale = config.embedding_scale
+        self.scale = float(config.embedding_scale or 1.0)
         self.positions = POSITIONS[config.position_embedding_type](config)
         self.segments = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
         self.norm = layer_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.embedding_dropout)
 
     def forward(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor, token_type_ids: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None,
     ) -> Tensor:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (batch, length, hidden)
-        x = self.positions(x * self.scale, position_ids)
+        x = self.positions(x if self.scale == 1 else x * self.scale, position_ids)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids)
         return self.dropout(self.norm(x))
@@ -298,7 +302,7 @@ class ResidualProjection(nn.Linear):
     """A linear layer that writes into the residual stream; only its initial weights are its own."""
 
 
-def eager_only(config: TfEncConfig, x: Tensor, training: bool, output_attentions: bool) -> str | None:
+def eager_only(config: TfEncConfig, x: Tensor, training: bool, output_attentions: bool | None) -> str | None:
     """Why the backend asked for cannot do this forward pass, or None where it can."""
     if config._attn_implementation == "eager":
         return None
@@ -326,8 +330,8 @@ class TfEncAttention(nn.Module):
         self.rotate = ROTATIONS[config.position_embedding_type]
         self.dropout = config.attention_dropout
         self.is_causal = config.is_causal  # read by the sdpa and flash backends where they get no mask
-        self.sliding_window = None
-        if layer_type == "sliding_attention":
+        self.sliding_window: int | None = None
+        if layer_type == "sliding_attention" and config.sliding_window is not None:
             # Flash attention counts the token itself; the half-width of the two-sided window does not.
             self.sliding_window = config.sliding_window + (not config.is_causal)
 
@@ -408,7 +412,7 @@ class TfEncLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: TfEncConfig, index: int):
         super().__init__()
-        self.layer_type = config.layer_types[index]
+        self.layer_type = (config.layer_types or [])[index]
         self.attention = TfEncAttention(config, self.layer_type)
         self.mlp = TfEncMLP(config)
         self.attention_norm = layer_norm(config) if index or config.first_attention_norm else nn.Identity()
@@ -436,7 +440,9 @@ def mean_token(x: Tensor, attention_mask: Tensor | None, packing: Packing | None
     """The mean over the tokens of each sequence, in float32: (sequences, hidden)."""
     if packing is not None:
         sums = torch.zeros(len(sequence_starts(packing)), x.shape[-1], device=x.device)
-        counts = torch.zeros(len(sums), device=x.device).index_add(0, packing.ids[0], torch.ones_like(x[0, :, 0]).float())
+        counts = torch.zeros(len(sums), device=x.device).index_add(
+            0, packing.ids[0], torch.ones_like(x[0, :, 0]).float()
+        )
         sums = sums.index_add(0, packing.ids[0], x[0].float())
     elif attention_mask is None:
         return x.float().mean(dim=1).to(x.dtype)
@@ -455,7 +461,8 @@ class TfEncPooler(nn.Module):
     def __init__(self, config: TfEncConfig):
         super().__init__()
         self.pool = POOLINGS[config.pooling]
-        self.dense, self.activation = nn.Identity(), nn.Identity()
+        self.dense: nn.Module = nn.Identity()
+        self.activation: nn.Module = nn.Identity()
         if config.pooler_activation is not None:
             self.dense = nn.Linear(config.hidden_size, config.hidden_size)
             self.activation = ACT2FN[config.pooler_activation]
@@ -516,13 +523,12 @@ class TfEncModel(TfEncPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        input_ids: Ids = None,
+        attention_mask: Ids = None,
+        position_ids: Ids = None,
+        token_type_ids: Ids = None,
         inputs_embeds: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode a padded batch, or one packed row.
@@ -544,64 +550,53 @@ class TfEncModel(TfEncPreTrainedModel):
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        batch, length = inputs.shape[:2]
-        self.check_inputs(batch, length, input_ids, attention_mask, position_ids, token_type_ids)
+        inputs: Tensor = input_ids if inputs_embeds is None else inputs_embeds  # type: ignore[assignment]
+        length = inputs.shape[1]
+        self.check_inputs(inputs.shape[:2], input_ids, attention_mask, position_ids, token_type_ids)
 
+        packing = find_packing(length, attention_mask, position_ids, cu_seq_lens_q)
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs.device)[None]
-            packing = find_packing(attention_mask, position_ids, cu_seq_lens_q) if cu_seq_lens_q is not None else None
-            if packing is not None:
+            if packing is not None and cu_seq_lens_q is not None:
                 position_ids = position_ids - cu_seq_lens_q[packing.ids]
-        else:
-            packing = find_packing(attention_mask, position_ids, cu_seq_lens_q, past_key_values)
         if packing is not None:  # flash attention finds the sequences for itself, from the same arguments
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
 
         x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         if reason := eager_only(config, x, self.training, kwargs.get("output_attentions", config.output_attentions)):
-            logger.warning_once(f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path.")
+            logger.warning_once(
+                f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path."
+            )
             config = copy.copy(config)
             config._attn_implementation = "eager"
             kwargs["fallback"] = eager_attention_forward
         masks = attention_masks(config, x, attention_mask, packing)
+        head_dim = config.hidden_size // config.num_attention_heads
         rotary = {
-            layer_type: rotary_table(position_ids, self.layers[0].attention.head_dim, parameters["rope_theta"])
+            layer_type: rotary_table(position_ids, head_dim, parameters["rope_theta"])
             for layer_type, parameters in (config.rope_parameters or {}).items()
         }
-        for layer in self.layers:
-            kind = layer.layer_type
+        for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
             x = layer(x, attention_mask=masks[kind], rotary=rotary.get(kind), **kwargs)
         x = self.final_norm(x)
         pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
-    def check_inputs(
-        self,
-        batch: int,
-        length: int,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-    ) -> None:
+    def check_inputs(self, shape: tuple[int, ...], ids: Ids, mask: Ids, positions: Ids, segments: Ids) -> None:
         """Raise a ValueError, one sentence, where an input does not fit the model."""
-        config = self.config
-        check_range("input_ids", input_ids, config.vocab_size, "the tokenizer does not belong to this model")
-        check_shape("attention_mask", attention_mask, (batch, length), "(batch, length)")
-        check_shape("token_type_ids", token_type_ids, (batch, length), "(batch, length)")
-        check_range(
-            "token_type_ids", token_type_ids, max(config.type_vocab_size, 1), "the model has type_vocab_size segments"
-        )
+        config, limit = self.config, self.config.max_position_embeddings
+        check_range("input_ids", ids, config.vocab_size, "the tokenizer does not belong to this model")
+        check_shape("attention_mask", mask, shape, "(batch, length)")
+        check_shape("token_type_ids", segments, shape, "(batch, length)")
+        check_range("token_type_ids", segments, max(config.type_vocab_size, 1), "the model has no such segment")
         if config.position_embedding_type not in ("sinusoidal", "learned") or torch.compiler.is_compiling():
             return
-        limit = config.max_position_embeddings
-        if position_ids is None and length > limit:
+        if positions is None and shape[1] > limit:
             raise ValueError(
-                f"A sequence of {length} tokens is longer than max_position_embeddings {limit}: "
+                f"A sequence of {shape[1]} tokens is longer than max_position_embeddings {limit}: "
                 "truncate it, or cut it into windows."
             )
-        check_range("position_ids", position_ids, limit, f"sequences hold at most max_position_embeddings {limit} tokens")
+        check_range("position_ids", positions, limit, f"max_position_embeddings is {limit}; use shorter sequences")
 
 
 # --- Losses: a sum over items, divided by their number in the whole step where the caller knows it -------------------
@@ -687,16 +682,19 @@ def head_transform(config: TfEncConfig, where: tuple[str, ...]) -> nn.Module:
 def padded_only(name: str, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: Any) -> None:
     """Raise a ValueError where the input is packed and the head cannot take it."""
     packed = kwargs.get("cu_seq_lens_q") is not None
-    if not torch.compiler.is_compiling() and position_ids is not None and not packed:
-        packed = find_packing(attention_mask, position_ids, None) is not None
+    if not packed and position_ids is not None and not torch.compiler.is_compiling():
+        packed = find_packing(position_ids.shape[1], attention_mask, position_ids, None) is not None
     if packed:
-        raise ValueError(f"{name} takes padded input only: give (batch, length) with attention_mask, not a packed row.")
+        raise ValueError(
+            f"{name} takes padded input only: give (batch, length) with attention_mask, not a packed row."
+        )
 
 
 class TfEncLanguageModel(TfEncPreTrainedModel):
     """What the two language models share: the vocabulary projection, whole or at labelled positions alone."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.embed_tokens.weight"}
+    output_class: type[MaskedLMOutput] | type[CausalLMOutput]
 
     def __init__(self, config: TfEncConfig):
         super().__init__(config)
@@ -711,64 +709,66 @@ class TfEncLanguageModel(TfEncPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    def predict(
+    @can_return_tuple
+    def forward(
         self,
-        x: Tensor,
-        labels: Tensor | None,
-        prediction_positions: Tensor | None,
-        num_items_in_batch: Tensor | int | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Loss and logits, of all positions or of some.
+        input_ids: Ids = None,
+        attention_mask: Ids = None,
+        position_ids: Ids = None,
+        token_type_ids: Ids = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Ids = None,
+        prediction_positions: Ids = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput | CausalLMOutput:
+        """Loss and logits, of all positions or of some; the other inputs are `TfEncModel`'s.
 
         Args:
-            x: (batch, length, hidden)
-            labels: (batch, length), -100 where there is nothing to predict
+            labels: (batch, length), token ids, -100 where there is nothing to predict
             prediction_positions: (slots,), indices into batch * length; only these are projected to the vocabulary.
                 Every labelled position must be among them; a slot to spare points at one labelled -100. Without
                 them, `sparse_prediction` looks the labelled positions up in training: as right, but a compiled graph
                 then sees another shape for each batch.
+            num_items_in_batch: the loss is a sum over labels divided by this, or by their number here
 
         Returns:
-            the loss, and logits (batch, length, vocab) or (slots, vocab); None for logits where training is sparse
+            `logits` (batch, length, vocab) or (slots, vocab); None where training is sparse
         """
-        check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
-        where = prediction_positions
-        if where is None and labels is not None and self.training and self.config.sparse_prediction:
-            where = labels.flatten() != IGNORE_INDEX
+        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        x, where = outputs.last_hidden_state, prediction_positions
+        if labels is not None:
+            check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
+            labels = self.targets(labels, attention_mask, position_ids, kwargs.get("cu_seq_lens_q"))
+            if where is None and self.training and self.config.sparse_prediction:
+                where = labels.flatten() != IGNORE_INDEX
         if where is not None:
-            x = x.flatten(0, 1)[where]
-            labels = labels.flatten()[where] if labels is not None else None
+            x, labels = x.flatten(0, 1)[where], labels.flatten()[where] if labels is not None else None
         logits = self.decoder(self.head(x))
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
-        return loss, logits if where is None or not self.training else None
+        logits = None if where is not None and self.training else logits
+        return self.output_class(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def targets(self, labels: Tensor, *_: Tensor | None) -> Tensor:
+        """What each position predicts."""
+        return labels
 
 
 class TfEncForMaskedLM(TfEncLanguageModel):
     """Predicts the tokens behind a mask."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        prediction_positions: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
-        """`labels` (batch, length), -100 where nothing is predicted; logits (batch, length, vocab)."""
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        loss, logits = self.predict(outputs.last_hidden_state, labels, prediction_positions, num_items_in_batch)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = MaskedLMOutput
 
 
 class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
-    """Predicts each next token, under the look-ahead mask whatever the configuration says."""
+    """Predicts each next token, under the look-ahead mask whatever the configuration says.
+
+    `labels` are the input ids themselves. The first token of a sequence is predicted by nothing, packed or not.
+    """
+
+    output_class = CausalLMOutput
 
     def __init__(self, config: TfEncConfig):
         if not config.is_causal:
@@ -776,35 +776,12 @@ class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
             config.is_causal = True
         super().__init__(config)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutput:
-        """`labels` (batch, length) are the input ids themselves; each is compared with the logits one position before.
-
-        The first token of a sequence is predicted by nothing, packed or not.
-        """
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        x = outputs.last_hidden_state
-        if labels is not None:
-            check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
-            positions = torch.arange(x.shape[1], device=x.device)[None] if position_ids is None else position_ids
-            packing = find_packing(attention_mask, positions, kwargs.get("cu_seq_lens_q"))
-            if packing is not None:
-                labels = labels.masked_fill(F.pad(packing.ids.diff() != 0, (1, 0), value=True), IGNORE_INDEX)
-            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        loss, logits = self.predict(x, labels, None, num_items_in_batch)
-        return CausalLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    def targets(self, labels: Tensor, *packed: Tensor | None) -> Tensor:
+        """Each position predicts the label after it: (batch, length)."""
+        packing = find_packing(labels.shape[1], *packed)
+        if packing is not None:
+            labels = labels.masked_fill(F.pad(packing.ids.diff() != 0, (1, 0), value=True), IGNORE_INDEX)
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -820,76 +797,68 @@ class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 
 
-class TfEncForSequenceClassification(TfEncPreTrainedModel):
-    """One output for each sequence: a class, several labels, or a number."""
+class TfEncForTokenClassification(TfEncPreTrainedModel):
+    """One class for each token."""
+
+    output_class: type[TokenClassifierOutput] | type[SequenceClassifierOutput] = TokenClassifierOutput
+    add_pooling_layer = False
 
     def __init__(self, config: TfEncConfig):
         super().__init__(config)
-        if config.pooling == "none":
-            raise ValueError(f"{type(self).__name__} needs one vector a sequence: set pooling to cls or mean, not none.")
-        self.model = TfEncModel(config)
+        if self.add_pooling_layer and config.pooling == "none":
+            raise ValueError(
+                f"{type(self).__name__} needs one vector a sequence: set pooling to cls or mean, not none."
+            )
+        self.model = TfEncModel(config, add_pooling_layer=self.add_pooling_layer)
         self.head = head_transform(config, ("all",))
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, self.outputs_per_sequence(config))
+        self.classifier = nn.Linear(config.hidden_size, self.num_outputs(config))
         self.post_init()
 
-    @staticmethod
-    def outputs_per_sequence(config: TfEncConfig) -> int:
+    def num_outputs(self, config: TfEncConfig) -> int:
         return config.num_labels
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        input_ids: Ids = None,
+        attention_mask: Ids = None,
+        position_ids: Ids = None,
+        token_type_ids: Ids = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
+        labels: Ids = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """`labels` (batch,) classes, (batch, labels) zeros and ones, or (batch,) or (batch, values) numbers."""
+    ) -> TokenClassifierOutput | SequenceClassifierOutput:
+        """Loss and logits; the other inputs are `TfEncModel`'s.
+
+        Args:
+            labels: of tokens, (batch, length) classes, -100 where a token has none; of sequences, (batch,) classes,
+                (batch, labels) zeros and ones, or (batch,) or (batch, values) numbers
+
+        Returns:
+            `logits` (batch, length, labels), or (batch or packed sequences, labels)
+        """
         outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(self.head(outputs.pooler_output)))  # (batch or sequences, labels)
-        loss = None
-        if labels is not None:
-            loss = SEQUENCE_LOSSES[problem_type(self.config, labels)](logits, labels, num_items_in_batch)
-        return SequenceClassifierOutput(
+        x = outputs.pooler_output if self.add_pooling_layer else outputs.last_hidden_state
+        logits = self.classifier(self.dropout(self.head(x)))
+        loss = self.loss(logits, labels, num_items_in_batch) if labels is not None else None
+        return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        return cross_entropy(logits, labels, num_items_in_batch)
 
-class TfEncForTokenClassification(TfEncPreTrainedModel):
-    """One class for each token."""
 
-    def __init__(self, config: TfEncConfig):
-        super().__init__(config)
-        self.model = TfEncModel(config, add_pooling_layer=False)
-        self.head = head_transform(config, ("all",))
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+class TfEncForSequenceClassification(TfEncForTokenClassification):
+    """One output for each sequence: a class, several labels, or a number."""
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        """`labels` (batch, length) classes, -100 where a token has none; logits (batch, length, labels)."""
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
-        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+    output_class = SequenceClassifierOutput
+    add_pooling_layer = True
+
+    def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        return SEQUENCE_LOSSES[problem_type(self.config, labels)](logits, labels, num_items_in_batch)
 
 
 class TfEncForQuestionAnswering(TfEncPreTrainedModel):
@@ -906,13 +875,13 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        input_ids: Ids = None,
+        attention_mask: Ids = None,
+        position_ids: Ids = None,
+        token_type_ids: Ids = None,
         inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
+        start_positions: Ids = None,
+        end_positions: Ids = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
@@ -945,29 +914,28 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
 class TfEncForMultipleChoice(TfEncForSequenceClassification):
     """One score for each of several sequences, of which one is right."""
 
-    @staticmethod
-    def outputs_per_sequence(config: TfEncConfig) -> int:
+    def num_outputs(self, config: TfEncConfig) -> int:
         return 1
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        input_ids: Ids = None,
+        attention_mask: Ids = None,
+        position_ids: Ids = None,
+        token_type_ids: Ids = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
+        labels: Ids = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         """Inputs are (batch, choices, length); `labels` (batch,) the right choice; logits (batch, choices)."""
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        if inputs is None or inputs.dim() != (3 if inputs_embeds is None else 4):
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or given.dim() != (3 if inputs_embeds is None else 4):
             raise ValueError(f"{type(self).__name__} takes (batch, choices, length) input, padded.")
-        choices = inputs.shape[1]
-        flat = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
-        flat = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in flat)
+        choices = given.shape[1]
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in inputs]
         padded_only(type(self).__name__, flat[1], flat[2], kwargs)
         outputs = self.model(*flat, **kwargs)
         logits = self.classifier(self.dropout(self.head(outputs.pooler_output))).view(-1, choices)

@@ -153,10 +153,17 @@ def to_modernbert(state: Mapping[str, Tensor]) -> StateDict:
 # --- Configurations --------------------------------------------------------------------------------------------------
 
 # Names that stand for the same thing on both sides of a family.
-SHARED = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-    "pad_token_id tie_word_embeddings initializer_range"
-).split()
+SHARED = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "initializer_range",
+]
 LABELS = ("id2label", "label2id", "problem_type")
 
 BERT_CORNER: dict[str, Any] = {
@@ -240,8 +247,24 @@ def to_bert_config(config: TfEncConfig) -> BertConfig:
 MODERNBERT_SHARED = (
     *SHARED,
     *LABELS,
-    *"bos_token_id eos_token_id cls_token_id sep_token_id attention_bias mlp_bias norm_bias decoder_bias".split(),
-    *"attention_dropout embedding_dropout mlp_dropout classifier_dropout classifier_activation layer_types".split(),
+    *[
+        "bos_token_id",
+        "eos_token_id",
+        "cls_token_id",
+        "sep_token_id",
+        "attention_bias",
+        "mlp_bias",
+        "norm_bias",
+        "decoder_bias",
+    ],
+    *[
+        "attention_dropout",
+        "embedding_dropout",
+        "mlp_dropout",
+        "classifier_dropout",
+        "classifier_activation",
+        "layer_types",
+    ],
 )
 
 
@@ -275,5 +298,5 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
         hidden_activation=config.hidden_act,
         classifier_bias=config.head_bias,
         classifier_pooling=config.pooling,
-        rope_parameters={kind: dict(parameters) for kind, parameters in config.rope_parameters.items()},
+        rope_parameters={kind: dict(parameters) for kind, parameters in (config.rope_parameters or {}).items()},
     )

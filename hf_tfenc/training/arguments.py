@@ -32,7 +32,9 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 @dataclass
 class ModelArguments:
     preset: str = option("modern-tiny", "a named configuration", choices=sorted(PRESETS))
-    model_name_or_path: str | None = option(None, "start from this checkpoint (folder or Hub id) and not from a preset")
+    model_name_or_path: str | None = option(
+        None, "start from this checkpoint (folder or Hub id) and not from a preset"
+    )
     config_overrides: str | None = option(
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )

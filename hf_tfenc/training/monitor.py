@@ -10,7 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
-STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02  # after this share of steps, a loss this near the unigram loss has learned nothing
+STUCK_SHARE, STUCK_MARGIN = (
+    0.2,
+    0.02,
+)  # after this share of steps, a loss this near the unigram loss has learned nothing
 
 
 class Monitor:

@@ -22,9 +22,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     ]
 
 
-def adam(
-    kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], args: "Arguments"
-) -> torch.optim.Optimizer:
+def adam(kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], args: "Arguments") -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), fused into one kernel where the device has one."""
     groups = parameter_groups(parameters, args.weight_decay)
     return kind(
@@ -44,7 +42,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, args: "Arguments"):
-        hidden, other = [], []
+        hidden: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
         self.muon = torch.optim.Muon(

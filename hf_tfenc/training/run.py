@@ -129,9 +129,7 @@ def make_tokenizer(args: Arguments, accelerator: Accelerator, train_texts: Any) 
     trained: list[Any] = [None]
     if accelerator.is_main_process:
         texts = (text for batch in train_texts.iter(batch_size=1000) for text in batch["text"])
-        trained[0] = train_tokenizer(
-            texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length
-        )
+        trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
 
@@ -192,7 +190,7 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
             "",
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
-            "  python -c \"import hf_tfenc; from transformers import pipeline; "
+            '  python -c "import hf_tfenc; from transformers import pipeline; '
             f"print(pipeline('fill-mask', '{folder}')('Return a new [MASK].'))\"",
             "  accelerate launch train.py --config recipes/classic.yaml",
             "  accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
