@@ -45,6 +45,7 @@ TRANSFORMERS_KEYS = {
 }
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @strict
@@ -91,6 +92,8 @@ class TfEncConfig(PreTrainedConfig):
             classifier.
         initializer_range: standard deviation of the initial weights of linear layers.
         embedding_initializer_range: the same for the token, position and segment tables; `initializer_range` if None.
+        query_key_initializer_range: the same for the query projection, and the key projection then starts equal to it:
+            a score is at first an inner product, greatest between tokens at near positions. None for no such start.
         residual_initializer_scale: factor on that deviation for the two projections of each layer that write into
             the residual stream; None for 1 / sqrt(2 * num_hidden_layers).
 
@@ -158,6 +161,7 @@ class TfEncConfig(PreTrainedConfig):
 
     initializer_range: float | int = 0.02
     embedding_initializer_range: float | int | None = None
+    query_key_initializer_range: float | int | None = None
     residual_initializer_scale: float | int | None = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -225,6 +229,12 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_position_embeddings < 1:
             raise ValueError(f"max_position_embeddings is {self.max_position_embeddings}; it must be at least 1.")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}, outside the vocabulary of {self.vocab_size} tokens."
+            )
         if not (self.embedding_scale or 0) > 0:
             raise ValueError(f"embedding_scale is {self.embedding_scale}; it must be above 0.")
         if width % heads:

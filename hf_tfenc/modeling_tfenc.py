@@ -183,33 +183,38 @@ class Packing(NamedTuple):
 
 
 def find_packing(
-    length: int, attention_mask: Tensor | None, position_ids: Tensor | None, cu_seq_lens: Tensor | None
+    shape: tuple[int, ...], attention_mask: Tensor | None, position_ids: Tensor | None, cu_seq_lens: Tensor | None
 ) -> Packing | None:
     """The packing of a row, or None where nothing is packed.
 
-    A row is packed where `cu_seq_lens` says so, or where positions restart, and no attention mask speaks of padding.
+    A row is packed where `cu_seq_lens` says so, or where positions restart and no attention mask speaks of padding.
 
     Args:
+        shape: of the input, (batch, length)
         position_ids: (1, length), beginning again at 0 with each sequence
         cu_seq_lens: (sequences + 1,), where each sequence begins, and the length; entries may repeat
     """
-    if attention_mask is not None:
-        return None
+    batch, length = shape
+    tracing = torch.compiler.is_compiling()
     if cu_seq_lens is not None:
-        ends = cu_seq_lens[1:]
-        if not torch.compiler.is_compiling() and ends.device.type == "cpu" and ends[-1] != length:
-            raise ValueError(f"cu_seq_lens_q ends at {ends[-1].item()}; the packed row has {length} tokens.")
+        if batch != 1 or attention_mask is not None:
+            raise ValueError("cu_seq_lens_q describes a packed row: give one row, (1, tokens), and no attention_mask.")
+        starts, ends = cu_seq_lens[:-1], cu_seq_lens[1:]
+        if not tracing and ends.device.type == "cpu" and (starts[0] != 0 or ends[-1] != length):
+            raise ValueError(
+                f"cu_seq_lens_q runs from {starts[0].item()} to {ends[-1].item()}; the packed row has {length} tokens."
+            )
         ids = torch.searchsorted(ends, torch.arange(length, device=ends.device, dtype=ends.dtype), right=True)
-        return Packing(ids[None], cu_seq_lens[:-1])
-    packed = find_packed_sequence_indices(position_ids) if position_ids is not None else None
-    if packed is None:
-        return None
-    if packed.shape[0] != 1 and not torch.compiler.is_compiling():
+        return Packing(ids[None], starts)
+    if attention_mask is not None or position_ids is None or (tracing and batch != 1):
+        return None  # a graph cannot look at the positions of several rows, which must not restart anyway
+    packed = find_packed_sequence_indices(position_ids)
+    if packed is not None and batch != 1:
         raise ValueError(
-            f"position_ids {tuple(packed.shape)} restart within a row; packed input is one row, (1, tokens). "
+            f"position_ids {tuple(position_ids.shape)} restart within a row; packed input is one row, (1, tokens). "
             "For padded rows pass attention_mask."
         )
-    return Packing(packed, None)
+    return None if packed is None else Packing(packed, None)
 
 
 def sequence_starts(packing: Packing) -> Tensor:
@@ -298,6 +303,10 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+class QueryKeyValueProjection(nn.Linear):
+    """The three projections of an attention in one matrix; only its initial weights are its own."""
+
+
 class ResidualProjection(nn.Linear):
     """A linear layer that writes into the residual stream; only its initial weights are its own."""
 
@@ -325,7 +334,7 @@ class TfEncAttention(nn.Module):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.qkv_proj = QueryKeyValueProjection(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.out_proj = ResidualProjection(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.rotate = ROTATIONS[config.position_embedding_type]
         self.dropout = config.attention_dropout
@@ -489,16 +498,22 @@ class TfEncPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std, config = self.config.initializer_range, self.config
+        # transformers' `init` functions leave a loaded parameter alone; a part of one they do not know for loaded.
+        new = not getattr(getattr(module, "weight", None), "_is_hf_initialized", False)
         if isinstance(module, nn.Linear):
             if isinstance(module, ResidualProjection):
                 scale = config.residual_initializer_scale
                 std *= 1 / math.sqrt(2 * config.num_hidden_layers) if scale is None else scale
             init.normal_(module.weight, std=std)
+            if isinstance(module, QueryKeyValueProjection) and config.query_key_initializer_range and new:
+                query, key, _ = module.weight.chunk(3)
+                init.normal_(query, std=config.query_key_initializer_range)
+                init.copy_(key, query)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=std if (given := config.embedding_initializer_range) is None else given)
-            if module.padding_idx is not None:
+            if module.padding_idx is not None and new:
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -513,6 +528,7 @@ class TfEncModel(TfEncPreTrainedModel):
 
     def __init__(self, config: TfEncConfig, add_pooling_layer: bool = True):
         super().__init__(config)
+        config.validate_architecture()  # an option may have changed since it was made
         self.embeddings = TfEncEmbeddings(config)
         self.layers = nn.ModuleList(TfEncLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config) if config.final_norm else nn.Identity()
@@ -550,15 +566,16 @@ class TfEncModel(TfEncPreTrainedModel):
         config = self.config
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (batch, length) is expected.")
         inputs: Tensor = input_ids if inputs_embeds is None else inputs_embeds  # type: ignore[assignment]
-        length = inputs.shape[1]
-        self.check_inputs(inputs.shape[:2], input_ids, attention_mask, position_ids, token_type_ids)
-
-        packing = find_packing(length, attention_mask, position_ids, cu_seq_lens_q)
-        if position_ids is None:
-            position_ids = torch.arange(length, device=inputs.device)[None]
-            if packing is not None and cu_seq_lens_q is not None:
-                position_ids = position_ids - cu_seq_lens_q[packing.ids]
+        shape = inputs.shape[:2]
+        packing = find_packing(shape, attention_mask, position_ids, cu_seq_lens_q)
+        in_order = torch.arange(shape[1], device=inputs.device)[None]
+        if position_ids is None and packing is not None and packing.starts is not None:
+            position_ids = in_order - packing.starts[packing.ids]
+        self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
+        position_ids = in_order if position_ids is None else position_ids
         if packing is not None:  # flash attention finds the sequences for itself, from the same arguments
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
 
@@ -588,6 +605,8 @@ class TfEncModel(TfEncPreTrainedModel):
         check_range("input_ids", ids, config.vocab_size, "the tokenizer does not belong to this model")
         check_shape("attention_mask", mask, shape, "(batch, length)")
         check_shape("token_type_ids", segments, shape, "(batch, length)")
+        if positions is not None:
+            check_shape("position_ids", positions, (1, shape[1]) if len(positions) == 1 else shape, "(batch, length)")
         check_range("token_type_ids", segments, max(config.type_vocab_size, 1), "the model has no such segment")
         if config.position_embedding_type not in ("sinusoidal", "learned") or torch.compiler.is_compiling():
             return
@@ -683,7 +702,7 @@ def padded_only(name: str, attention_mask: Tensor | None, position_ids: Tensor |
     """Raise a ValueError where the input is packed and the head cannot take it."""
     packed = kwargs.get("cu_seq_lens_q") is not None
     if not packed and position_ids is not None and not torch.compiler.is_compiling():
-        packed = find_packing(position_ids.shape[1], attention_mask, position_ids, None) is not None
+        packed = find_packing(position_ids.shape, attention_mask, position_ids, None) is not None
     if packed:
         raise ValueError(
             f"{name} takes padded input only: give (batch, length) with attention_mask, not a packed row."
@@ -778,7 +797,7 @@ class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
 
     def targets(self, labels: Tensor, *packed: Tensor | None) -> Tensor:
         """Each position predicts the label after it: (batch, length)."""
-        packing = find_packing(labels.shape[1], *packed)
+        packing = find_packing(labels.shape, *packed)
         if packing is not None:
             labels = labels.masked_fill(F.pad(packing.ids.diff() != 0, (1, 0), value=True), IGNORE_INDEX)
         return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
@@ -791,6 +810,7 @@ class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The whole prefix at each step, with positions that begin after the padding on the left."""
+        padded_only("generate()", attention_mask, kwargs.get("position_ids"), kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -812,11 +832,11 @@ class TfEncForTokenClassification(TfEncPreTrainedModel):
         self.model = TfEncModel(config, add_pooling_layer=self.add_pooling_layer)
         self.head = head_transform(config, ("all",))
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, self.num_outputs(config))
+        self.add_output_layer(config)
         self.post_init()
 
-    def num_outputs(self, config: TfEncConfig) -> int:
-        return config.num_labels
+    def add_output_layer(self, config: TfEncConfig) -> None:
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     @can_return_tuple
     def forward(
@@ -869,7 +889,7 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
         self.model = TfEncModel(config, add_pooling_layer=False)
         self.head = head_transform(config, ("all",))
         self.dropout = nn.Dropout(config.classifier_dropout if config.head_transform == "all" else 0.0)
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)  # BERT's name for it
         self.post_init()
 
     @can_return_tuple
@@ -885,15 +905,16 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """`start_positions` and `end_positions` (batch,); one at or past the row's end counts as truncated away."""
+        """`start_positions` and `end_positions` (batch,); one past the row's tokens counts as truncated away."""
         padded_only(type(self).__name__, attention_mask, position_ids, kwargs)
         outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
-        logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
+        logits = self.qa_outputs(self.dropout(self.head(outputs.last_hidden_state)))
         start_logits, end_logits = logits.unbind(dim=-1)  # (batch, length) each
         loss = None
         if start_positions is not None and end_positions is not None:
-            start = self.position_loss("start_positions", start_logits, start_positions, num_items_in_batch)
-            end = self.position_loss("end_positions", end_logits, end_positions, num_items_in_batch)
+            tokens = torch.ones_like(start_logits) if attention_mask is None else attention_mask
+            start = self.position_loss("start_positions", start_logits, start_positions, tokens, num_items_in_batch)
+            end = self.position_loss("end_positions", end_logits, end_positions, tokens, num_items_in_batch)
             loss = (start + end) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -904,18 +925,23 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
         )
 
     @staticmethod
-    def position_loss(name: str, logits: Tensor, positions: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def position_loss(
+        name: str, logits: Tensor, positions: Tensor, tokens: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """Cross-entropy over the tokens of each row; padding is no place for an answer."""
         positions = positions.squeeze(-1) if positions.dim() > 1 else positions
         check_shape(name, positions, tuple(logits.shape[:1]), "(batch,)")
-        outside = (positions < 0) | (positions >= logits.shape[1])
+        padding = F.pad(tokens == 0, (0, 1), value=True)  # (batch, length + 1), what lies past the row too
+        outside = padding.gather(1, positions.clamp(0, logits.shape[1])[:, None])[:, 0] | (positions < 0)
+        logits = logits.float().masked_fill(padding[:, :-1], torch.finfo(torch.float32).min)
         return cross_entropy(logits, positions.masked_fill(outside, IGNORE_INDEX), num_items_in_batch)
 
 
 class TfEncForMultipleChoice(TfEncForSequenceClassification):
     """One score for each of several sequences, of which one is right."""
 
-    def num_outputs(self, config: TfEncConfig) -> int:
-        return 1
+    def add_output_layer(self, config: TfEncConfig) -> None:
+        self.score = nn.Linear(config.hidden_size, 1)  # not `classifier`, which would load another task's weights
 
     @can_return_tuple
     def forward(
@@ -938,7 +964,7 @@ class TfEncForMultipleChoice(TfEncForSequenceClassification):
         flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in inputs]
         padded_only(type(self).__name__, flat[1], flat[2], kwargs)
         outputs = self.model(*flat, **kwargs)
-        logits = self.classifier(self.dropout(self.head(outputs.pooler_output))).view(-1, choices)
+        logits = self.score(self.dropout(self.head(outputs.pooler_output))).view(-1, choices)
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -8,7 +8,8 @@ from typing import Any
 
 from .configuration_tfenc import TfEncConfig
 
-# Classic: the encoder of "Attention Is All You Need", and of torch.nn.TransformerEncoder.
+# Classic: the encoder of "Attention Is All You Need", and of torch.nn.TransformerEncoder. Only its initial weights are
+# ours; recipes/classic.yaml tells why.
 CLASSIC: dict[str, Any] = {}
 
 # BERT (Devlin et al. 2019), as transformers.BertConfig has it.
@@ -62,11 +63,21 @@ def _size(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, 
     }
 
 
+def _classic_start(hidden: int) -> dict[str, float]:
+    """Initial weights under which the textbook encoder learns context soon, by width."""
+    unit = round(hidden**-0.5, 4)  # keeps the scale of what passes through
+    return {
+        "initializer_range": unit,
+        "embedding_initializer_range": round(0.25 * unit, 4),  # after the scale, a third of the positions' size
+        "query_key_initializer_range": unit,
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "classic-tiny": CLASSIC | _size(128, 4, 2, 512),
-    "classic-small": CLASSIC | _size(256, 4, 4, 1024),
-    "classic-base": CLASSIC | _size(512, 6, 8, 2048),
-    "classic-large": CLASSIC | _size(1024, 6, 16, 4096),
+    "classic-tiny": CLASSIC | _classic_start(128) | _size(128, 4, 2, 512),
+    "classic-small": CLASSIC | _classic_start(256) | _size(256, 4, 4, 1024),
+    "classic-base": CLASSIC | _classic_start(512) | _size(512, 6, 8, 2048),
+    "classic-large": CLASSIC | _classic_start(1024) | _size(1024, 6, 16, 4096),
     "bert-tiny": BERT | _size(128, 4, 2, 512),
     "bert-small": BERT | _size(512, 4, 8, 2048),
     "bert-base": BERT | _size(768, 12, 12, 3072),

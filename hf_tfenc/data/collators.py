@@ -40,11 +40,13 @@ class PaddedCollator:
     Args:
         pad_token_id: fills rows up to the longest.
         label_row: (input_ids, epoch, row) -> inputs and labels of a row, each (length,).
+        max_length: of a row; padding goes no further, for the model may have no more positions.
         pad_to_multiple_of: batches are padded to a multiple of this many tokens, which matrix units like.
     """
 
-    def __init__(self, pad_token_id: int, label_row: LabelRow, pad_to_multiple_of: int = 8):
-        self.pad_token_id, self.label_row, self.multiple = pad_token_id, label_row, pad_to_multiple_of
+    def __init__(self, pad_token_id: int, label_row: LabelRow, max_length: int, pad_to_multiple_of: int = 8):
+        self.pad_token_id, self.label_row = pad_token_id, label_row
+        self.max_length, self.multiple = max_length, pad_to_multiple_of
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch of (rows, length) tensors.
@@ -56,7 +58,7 @@ class PaddedCollator:
         """
         labelled = [self.label_row(row["input_ids"], row["epoch"], row["row"]) for row in rows]
         longest = max((len(inputs) for inputs, _ in labelled), default=1)
-        shape = (max(len(rows), 1), -(-longest // self.multiple) * self.multiple)
+        shape = (max(len(rows), 1), min(-(-longest // self.multiple) * self.multiple, self.max_length))
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros(shape, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)

@@ -19,7 +19,7 @@ def row_generator(seed: int, epoch: int, row: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class TokenMasking:
-    """BERT's masking: of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay.
+    """BERT's masking: a chosen token becomes the mask token (80 %), a random one (10 %), or stays (10 %).
 
     Args:
         seed: of the run.
@@ -43,9 +43,9 @@ class TokenMasking:
         count = max(1, round(self.probability * len(candidates)))
         chosen = random.permutation(candidates)[:count]
         labels[chosen] = inputs[chosen]
-        # The chosen tokens are in random order, so fixed shares of them are random tokens too.
-        masked, random_end = round(MASKED_SHARE * count), round((MASKED_SHARE + RANDOM_SHARE) * count)
-        inputs[chosen[:masked]] = self.mask_token_id
-        ordinary = np.flatnonzero(~self.is_special)
-        inputs[chosen[masked:random_end]] = random.choice(ordinary, size=random_end - masked)
+        # Drawn for each token: shares rounded row by row would, in short rows, never be 10 %.
+        fate = random.random(count)
+        replaced = chosen[(fate >= MASKED_SHARE) & (fate < MASKED_SHARE + RANDOM_SHARE)]
+        inputs[chosen[fate < MASKED_SHARE]] = self.mask_token_id
+        inputs[replaced] = random.choice(np.flatnonzero(~self.is_special), size=len(replaced))
         return inputs, labels

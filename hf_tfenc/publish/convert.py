@@ -48,7 +48,7 @@ BERT_NAMES: Names = {
     "cls.predictions.transform.LayerNorm.": "head.norm.",
     "cls.predictions.decoder.": "decoder.",
     "cls.predictions.bias": "decoder.bias",
-    "qa_outputs.": "classifier.",
+    "qa_outputs.": "qa_outputs.",
     "classifier.": "classifier.",
 }
 MODERNBERT_NAMES: Names = {
@@ -81,7 +81,7 @@ def _rename(state: Mapping[str, Tensor], names: Names, dropped: tuple[str, ...] 
             new = names[prefix] + general.removeprefix(prefix)
             renamed[new if number is None else new.replace(".#.", number.group(), 1)] = tensor
         elif general.startswith(dropped):
-            logger.warning("%s has no counterpart here and is left out.", key)
+            logger.warning("%s has no counterpart on the other side and is left out.", key)
         else:
             raise ValueError(f"The weight {key} has no counterpart on the other side; convert without it.")
     return renamed
@@ -109,44 +109,51 @@ def from_torch_encoder(state: Mapping[str, Tensor]) -> StateDict:
 
 def to_torch_encoder(state: Mapping[str, Tensor]) -> StateDict:
     """Weights of a `TfEncModel` as those of a `torch.nn.TransformerEncoder`, which takes embedded input."""
-    layers = {key: t for key, t in state.items() if key.startswith(("layers.", "final_norm."))}
-    return _rename(layers, _inverse(TORCH_NAMES))
+    return _rename(state, _inverse(TORCH_NAMES), dropped=("embeddings.", "pooler."))
 
 
-def from_bert(state: Mapping[str, Tensor]) -> StateDict:
-    """Weights of a transformers BERT, bare or with a head, as those of our class with the same head."""
+def from_bert(state: Mapping[str, Tensor], classifier: str = "classifier") -> StateDict:
+    """Weights of a transformers BERT, bare or with a head, as those of our class with the same head.
+
+    Args:
+        classifier: what our class calls the layer that theirs calls so: `score` in multiple choice.
+    """
     state, bare = _with_body(state, "bert.")
-    renamed = _rename(state, BERT_NAMES, BERT_DROPPED)
+    renamed = _rename(state, BERT_NAMES | {"classifier.": f"{classifier}."}, BERT_DROPPED)
     for key in [key for key in renamed if ".q_proj." in key]:
         parts = [renamed.pop(key.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
         renamed[key.replace(".q_proj.", ".qkv_proj.")] = torch.cat(parts)
     return _without_body(renamed, "model.") if bare else renamed
 
 
-def to_bert(state: Mapping[str, Tensor], question_answering: bool = False) -> StateDict:
+def to_bert(state: Mapping[str, Tensor]) -> StateDict:
     """Weights of one of our classes in the BERT corner as those of transformers' BERT with the same head."""
     state, bare = _with_body(state, "model.")
     for key in [key for key in state if ".qkv_proj." in key]:
         for part, tensor in zip("qkv", state.pop(key).chunk(3), strict=True):
             state[key.replace(".qkv_proj.", f".{part}_proj.")] = tensor
-    names = _inverse(BERT_NAMES) | ({"classifier.": "qa_outputs."} if question_answering else {})
-    renamed = _rename(state, names)
+    renamed = _rename(state, _inverse(BERT_NAMES) | {"score.": "classifier."})
     if (bias := renamed.get("cls.predictions.decoder.bias")) is not None:
         renamed["cls.predictions.bias"] = bias  # BERT has it under both names
     return _without_body(renamed, "bert.") if bare else renamed
 
 
-def from_modernbert(state: Mapping[str, Tensor]) -> StateDict:
-    """Weights of a transformers ModernBERT, bare or with a head, as those of our class with the same head."""
+def from_modernbert(state: Mapping[str, Tensor], classifier: str = "classifier") -> StateDict:
+    """Weights of a transformers ModernBERT, bare or with a head, as those of our class with the same head.
+
+    Args:
+        classifier: what our class calls the layer that theirs calls so: `qa_outputs` in question answering, `score`
+            in multiple choice.
+    """
     state, bare = _with_body(state, "model.")
-    renamed = _rename(state, MODERNBERT_NAMES)
+    renamed = _rename(state, MODERNBERT_NAMES | {"classifier.": f"{classifier}."})
     return _without_body(renamed, "model.") if bare else renamed
 
 
 def to_modernbert(state: Mapping[str, Tensor]) -> StateDict:
     """Weights of one of our classes in the ModernBERT corner as those of ModernBERT with the same head."""
     state, bare = _with_body(state, "model.")
-    renamed = _rename(state, _inverse(MODERNBERT_NAMES))
+    renamed = _rename(state, _inverse(MODERNBERT_NAMES) | {"qa_outputs.": "classifier.", "score.": "classifier."})
     return _without_body(renamed, "model.") if bare else renamed
 
 
@@ -172,6 +179,7 @@ BERT_CORNER: dict[str, Any] = {
     "norm_position": "post",
     "embedding_norm": True,
     "final_norm": False,
+    "first_attention_norm": True,
     "gated_mlp": False,
     "attention_bias": True,
     "mlp_bias": True,

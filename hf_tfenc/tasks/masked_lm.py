@@ -94,7 +94,7 @@ class MaskedLM:
             mask_token_id=self.tokenizer.mask_token_id,
             is_special=self.is_special,
         )
-        return PaddedCollator(self.tokenizer.pad_token_id, masking)
+        return PaddedCollator(self.tokenizer.pad_token_id, masking, args.max_seq_length)
 
     # --- Loss and metrics ---
 

@@ -3,11 +3,11 @@
 Names are those of `transformers.TrainingArguments` and of transformers' example scripts where the meaning is the same.
 """
 
-import argparse
 import dataclasses
 import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class DataArguments:
     max_train_samples: int | None = option(None, "use this many rows of text and no more")
     max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
     max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
-    mlm_probability: float = option(0.2, "share of tokens masked in training")
+    mlm_probability: float = option(0.3, "share of tokens masked in training")
     eval_mlm_probability: float = option(0.15, "share of tokens masked in evaluation, always the same ones")
     dataloader_num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the training process")
 
@@ -68,11 +68,11 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
     num_train_epochs: int = option(10, "passes over the training rows")
     max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
-    optim: str = option("adamw", "the optimizer", choices=sorted(OPTIMIZERS))
-    learning_rate: float = option(2e-3, "the peak learning rate")
-    lr_scheduler_type: str = option("linear", "how it falls", choices=sorted(SCHEDULES))
+    optim: str = option("muon", "the optimizer", choices=sorted(OPTIMIZERS))
+    learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
+    lr_scheduler_type: str = option("warmup_stable_decay", "how it falls", choices=sorted(SCHEDULES))
     warmup_steps: float = option(0.05, "steps over which it rises; below 1, a share of all steps")
-    weight_decay: float = option(0.05, "decay of weight matrices; norms and biases have none")
+    weight_decay: float = option(0.1, "decay of weight matrices; norms and biases have none")
     adam_beta1: float = option(0.9, "decay of the mean of gradients")
     adam_beta2: float = option(0.98, "decay of the mean of squared gradients")
     adam_epsilon: float = option(1e-8, "added to the root of that mean")
@@ -144,14 +144,17 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         return overrides
 
     def to_yaml(self) -> str:
-        """All options, to be read again with `--config`."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        """All options of the run, to be read again with `--config`."""
+        options = dataclasses.asdict(self)
+        del options["overwrite_output_dir"]  # of one call alone: a second run from the file must not remove the first
+        return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
 class _Parser(HfArgumentParser):
     """argparse with the nearest known name for an unknown one, and a sentence in place of the usage text."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        message = re.sub(r"/--[\w-]+", "", message)  # the same name, written with dashes
         raise OptionError(message[0].upper() + message[1:].rstrip(".") + ". --help lists the options.")
 
 
@@ -163,18 +166,25 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {f.name for f in dataclasses.fields(Arguments)}
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = _Parser([], add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     config, rest = finder.parse_known_args(argv)
     for token in rest:
-        name = token[2:].split("=")[0]
+        name = token[2:].split("=")[0].replace("-", "_")
         if token.startswith("--") and name != "help" and name.removeprefix("no_") not in known:
             raise OptionError(f"{token.split('=')[0]} is not an option.{_nearest(name, known, '--')}")
 
-    parser = _Parser(Arguments, prog="train.py", allow_abbrev=False)
+    usage = "train.py [--config FILE.yaml] [--option value ...]"
+    parser = _Parser(Arguments, prog="train.py", usage=usage, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of options; recipes/ holds some")
     # The file's options become arguments before the user's own: one parser checks both, and the later one wins.
-    return parser.parse_args_into_dataclasses(_file_arguments(config.config, known) + rest)[0]
+    argv = _file_arguments(config.config, known) + rest
+    args, *_, unused = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unused:
+        raise OptionError(f"{unused[0]} is neither an option nor the value of one. --help lists the options.")
+    return args
 
 
 def _file_arguments(path: str | None, known: set[str]) -> list[str]:
@@ -196,7 +206,10 @@ def _file_arguments(path: str | None, known: set[str]) -> list[str]:
             continue
         if isinstance(value, dict):
             value = json.dumps(value)
-        arguments += [f"--{name}", *(str(item) for item in (value if isinstance(value, list) else [value]))]
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        else:
+            arguments.append(f"--{name}={value}")  # so that a value may begin with a dash
     return arguments
 
 

@@ -10,6 +10,8 @@ from transformers import get_scheduler
 if TYPE_CHECKING:
     from .arguments import Arguments
 
+# Wider layers want smaller steps; 0.5 was best of what was tried at width 128 (benchmarks/results/recipes.md).
+LEARNING_RATE_TIMES_WIDTH = 0.5
 FUSED_DEVICES = {"cpu", "cuda", "mps"}
 
 
@@ -22,12 +24,21 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     ]
 
 
-def adam(kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], args: "Arguments") -> torch.optim.Optimizer:
+def peak_learning_rate(model: nn.Module, args: "Arguments") -> float:
+    """The learning rate the options name, or one that suits the model's width."""
+    if args.learning_rate is not None:
+        return args.learning_rate
+    return round(LEARNING_RATE_TIMES_WIDTH / model.config.hidden_size, 6)  # type: ignore[union-attr, operator]
+
+
+def adam(
+    kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], learning_rate: float, args: "Arguments"
+) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), fused into one kernel where the device has one."""
     groups = parameter_groups(parameters, args.weight_decay)
     return kind(
         groups,
-        lr=args.learning_rate,
+        lr=learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         fused=groups[0]["params"][0].device.type in FUSED_DEVICES,
@@ -46,10 +57,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
         other: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
+        learning_rate = peak_learning_rate(model, args)
         self.muon = torch.optim.Muon(
-            hidden, lr=args.learning_rate, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+            hidden, lr=learning_rate, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        self.adamw = adam(torch.optim.AdamW, other, args)
+        self.adamw = adam(torch.optim.AdamW, other, learning_rate, args)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share()
 
@@ -68,19 +80,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, "Arguments"], torch.optim.Optimizer]] = {
-    "adamw": lambda model, args: adam(torch.optim.AdamW, model.parameters(), args),
-    "adam": lambda model, args: adam(torch.optim.Adam, model.parameters(), args),
+    "adamw": lambda model, args: adam(torch.optim.AdamW, model.parameters(), peak_learning_rate(model, args), args),
+    "adam": lambda model, args: adam(torch.optim.Adam, model.parameters(), peak_learning_rate(model, args), args),
     "muon": MuonWithAdamW,
 }
 
-# Our names for transformers' schedules. All of them warm up; warmup_stable_decay falls over its last fifth.
+# Our names for transformers' schedules. All of them warm up; warmup_stable_decay falls over its last 30 %.
 SCHEDULES = {
     "linear": "linear",
     "cosine": "cosine",
     "constant": "constant_with_warmup",
     "warmup_stable_decay": "warmup_stable_decay",
 }
-DECAY_SHARE = 0.2
+DECAY_SHARE = 0.3
 
 
 def warmup_steps(args: "Arguments", total_steps: int) -> int:

@@ -17,8 +17,10 @@ import transformers
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
+from ..configuration_tfenc import TfEncConfig
 from ..data.sources import load_text_splits
 from ..presets import preset_config
 from ..publish.card import write_card
@@ -29,21 +31,24 @@ from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments, OptionError, parse_arguments
 from .checkpointing import save_model, write_text
 from .monitor import Monitor, clock
+from .optimization import peak_learning_rate
 from .trainer import Trainer
 
 CONFIG_FILE, LOG_FILE, METRICS_FILE = "train_config.yaml", "log.jsonl", "metrics.json"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The program. A user's mistake ends it with one sentence and exit code 2."""
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # loading a local file is nobody's business
+    """The program. A user's mistake ends it with one line and exit code 2, Ctrl-C with one line and 130."""
     try:
         run(parse_arguments(argv))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         if "HF_TFENC_TRACEBACK" in os.environ:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped. A model that was saved before stays in the output folder.", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -83,10 +88,13 @@ def run(args: Arguments) -> dict[str, Any]:
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer)
     say(f"{args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
+    args.learning_rate = peak_learning_rate(model, args)
     baseline_loss = task.baseline_loss(train_rows, eval_rows)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
     if accelerator.is_main_process:
+        if args.overwrite_output_dir and folder.exists():  # not earlier: what could fail has not
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, args.to_yaml())
     trainer = Trainer(args, task, model, train_rows, eval_rows, accelerator)
@@ -100,8 +108,10 @@ def run(args: Arguments) -> dict[str, Any]:
         if accelerator.is_main_process:
             save_model(best, tokenizer, folder)
 
-    results = trainer.train(monitor, keep)
-    monitor.close()
+    try:
+        results = trainer.train(monitor, keep)
+    finally:
+        monitor.close()
 
     accelerator.wait_for_everyone()
     best = accelerator.unwrap_model(trainer.model)
@@ -114,6 +124,9 @@ def run(args: Arguments) -> dict[str, Any]:
         say("\n" + report)
         if args.push_to_hub:
             say(push_folder(folder, str(args.hub_model_id)))
+    # torch may hang where a DistributedDataParallel model is freed after the processes have parted.
+    del trainer
+    accelerator.free_memory()
     accelerator.end_training()
     return metrics
 
@@ -138,33 +151,47 @@ def make_model(args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase) 
     """The model the options name, or a new one of the preset's shape.
 
     Raises:
-        OptionError: the tokenizer has more tokens than the model, or rows are longer than its positions reach.
+        OptionError: the model is none of ours, the tokenizer has more tokens than it, or rows are longer than its
+            positions reach.
     """
     overrides = task.config_options | args.parsed_config_overrides()
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.model_name_or_path is not None:
-        model = task.auto_class.from_pretrained(args.model_name_or_path, **overrides, **attention)
-        if len(tokenizer) > model.config.vocab_size:
+        kind = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False).model_type
+        if kind != TfEncConfig.model_type:
             raise OptionError(
-                f"The tokenizer has {len(tokenizer)} tokens and {args.model_name_or_path} {model.config.vocab_size}: "
-                "leave --tokenizer_name out to use the model's own."
+                f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
+                f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
             )
-        return model
-    config = preset_config(
-        args.preset,
-        **{
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.cls_token_id,
-            "eos_token_id": tokenizer.sep_token_id,
-            "cls_token_id": tokenizer.cls_token_id,
-            "sep_token_id": tokenizer.sep_token_id,
-            "mask_token_id": tokenizer.mask_token_id,
-            "max_position_embeddings": max(512, args.max_seq_length),
-        }
-        | overrides,
-    )
-    return task.auto_class.from_config(config, **attention)
+        model = task.auto_class.from_pretrained(args.model_name_or_path, **overrides, **attention)
+    else:
+        config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
+        model = task.auto_class.from_config(config, **attention)
+    if len(tokenizer) > model.config.vocab_size:
+        raise OptionError(
+            f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
+            "use the model's own tokenizer, or a larger vocab_size."
+        )
+    positions = model.config.max_position_embeddings
+    if args.max_seq_length > positions and model.config.position_embedding_type in ("sinusoidal", "learned"):
+        raise OptionError(
+            f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
+        )
+    return model
+
+
+def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a new model's configuration takes from the tokenizer and the rows."""
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "max_position_embeddings": max(512, args.max_seq_length),
+    }
 
 
 def finish(
@@ -210,8 +237,6 @@ def finished_metrics(args: Arguments, folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir() or not config.exists():
         raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
     if args.overwrite_output_dir:
-        if Accelerator().is_main_process:
-            shutil.rmtree(folder)
         return None
     if not metrics.exists():
         raise OptionError(
@@ -219,7 +244,7 @@ def finished_metrics(args: Arguments, folder: Path) -> dict[str, Any] | None:
         )
     now, before = yaml.safe_load(args.to_yaml()), yaml.safe_load(config.read_text(encoding="utf-8"))
     for name, value in now.items():
-        if name != "overwrite_output_dir" and before.get(name) != value:
+        if value is not None and before.get(name) != value:  # what was left open is settled in the file
             raise OptionError(
                 f"--output_dir {folder} holds a finished run with {name} {before.get(name)}, not {value}: choose "
                 "another folder, or remove that run with --overwrite_output_dir."

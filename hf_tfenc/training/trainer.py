@@ -5,6 +5,7 @@ items divided by their number in the whole step, so the gradient does not depend
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -188,10 +189,12 @@ class Trainer:
                             "tokens_per_second": token_sum / seconds,
                         }
                     )
+                    self.refuse_divergence(loss_sum)
                 if self.due(self.eval_steps):
+                    paused = time.monotonic()
                     self.evaluate_and_keep(monitor, keep)
                     self.model.train()
-                    totals.started = time.monotonic()  # evaluation is no part of the training speed
+                    totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
                 if self.global_step == self.total_steps:
                     break
             average = epoch_loss / max(epoch_items, 1)
@@ -211,18 +214,29 @@ class Trainer:
     def evaluate_and_keep(self, monitor: Monitor, keep: Callable[[nn.Module], None]) -> None:
         metrics = self.evaluate()
         monitor.evaluation({"step": self.global_step, "epoch": self.epoch_now} | metrics)
+        self.refuse_divergence(metrics["eval_loss"])
         last = self.global_step == self.total_steps
         if metrics["eval_loss"] < self.best_loss or (last and not self.args.load_best_model_at_end):
             self.best_loss = min(self.best_loss, metrics["eval_loss"])
             keep(self.accelerator.unwrap_model(self.model))
 
+    def refuse_divergence(self, loss: float) -> None:
+        """Stop where nothing more can be learned. Raises ValueError, in all processes alike."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} at step {self.global_step}, so training has diverged: lower --learning_rate "
+                f"{self.args.learning_rate:g}, lengthen --warmup_steps, or clip with --max_grad_norm 1."
+            )
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Metrics over all evaluation rows, each counted once on whatever number of processes."""
         self.model.eval()
+        # Not the wrapped one, in which processes wait for each other: some may have fewer batches, or none.
+        model = self.accelerator.unwrap_model(self.model)
         sums: dict[str, float] = {}
         for batch in self.eval_loader:
-            for name, value in self.task.measure(self.model, self.on_device(batch)).items():
+            for name, value in self.task.measure(model, self.on_device(batch)).items():
                 sums[name] = sums.get(name, 0) + value
         of_all = gather_object([sums])
         return self.task.metrics({name: sum(part.get(name, 0) for part in of_all) for name in of_all[0]})

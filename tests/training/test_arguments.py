@@ -1,0 +1,180 @@
+"""Options: a file and the command line fill the same fields, and every mistake gets a sentence."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from hf_tfenc.training.arguments import Arguments, OptionError, parse_arguments
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a file of options and returns the arguments that name it."""
+
+    def config(text):
+        path = tmp_path / "options.yaml"
+        path.write_text(text, encoding="utf-8")
+        return ["--config", str(path)]
+
+    return config
+
+
+def test_every_option_has_help():
+    assert all(field.metadata["help"] for field in dataclasses.fields(Arguments))
+
+
+def test_command_line_wins_over_file_and_file_over_default(config):
+    file = config(
+        "learning_rate: 1e-3\nseed: 7\nbf16: true\nload_best_model_at_end: false\ntrain_file: [a.txt, b.txt]\n"
+    )
+    args = parse_arguments([*file, "--seed", "8", "--train_file", "c.txt", "d.txt"])
+    assert (args.learning_rate, args.seed, args.bf16, args.load_best_model_at_end) == (1e-3, 8, True, False)
+    assert args.train_file == ["c.txt", "d.txt"] and args.vocab_size == Arguments().vocab_size
+    assert parse_arguments(["--seed=8", *file]) == dataclasses.replace(args, train_file=["a.txt", "b.txt"])
+    assert parse_arguments([*file, "--bf16", "false", "--load_best_model_at_end"]).bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),  # which YAML takes for a string
+        ("learning_rate: 0.00001", "learning_rate", 1e-5),
+        ("warmup_steps: 10", "warmup_steps", 10.0),
+        ("train_file: a.txt", "train_file", ["a.txt"]),
+        ("train_file: [my text.txt, 2024]", "train_file", ["my text.txt", "2024"]),
+        ("text_column: -text", "text_column", "-text"),
+        ("text_column: null", "text_column", None),
+        ("output_dir: 2024-01-02", "output_dir", "2024-01-02"),
+        ("config_overrides: {hidden_size: 32}", "config_overrides", '{"hidden_size": 32}'),
+        ("full_determinism: yes", "full_determinism", True),
+        ("", "seed", Arguments().seed),
+    ],
+)
+def test_values_in_a_file(config, line, name, value):
+    assert getattr(parse_arguments(config(line)), name) == value
+
+
+def test_names_may_be_written_with_dashes():
+    assert parse_arguments(["--learning-rate", "0.5", "--per-device-train-batch-size=3"]).learning_rate == 0.5
+
+
+def test_written_options_are_read_back(config):
+    args = Arguments(
+        train_file=["a b.txt", "ü.txt"],
+        config_overrides='{"hidden_size": 32, "hidden_act": "gelu"}',
+        learning_rate=1.5e-7,
+        max_steps=3,
+        load_best_model_at_end=False,
+        overwrite_output_dir=True,
+        output_dir="-out",
+    )
+    again = parse_arguments(config(args.to_yaml()))
+    # Whoever runs the file again does not mean to remove what it made.
+    assert again == dataclasses.replace(args, overwrite_output_dir=False)
+    assert again.to_yaml() == args.to_yaml() and "ü.txt" in args.to_yaml()
+    assert yaml.safe_load(Arguments().to_yaml()).keys() == {f.name for f in dataclasses.fields(Arguments)} - {
+        "overwrite_output_dir"
+    }
+
+
+def test_output_dir_follows_the_task():
+    assert Arguments().output_dir == "outputs/mlm" and Arguments(output_dir="x").output_dir == "x"
+
+
+def test_config_overrides_are_a_mapping():
+    assert Arguments(config_overrides="{hidden_size: 32}").parsed_config_overrides() == {"hidden_size": 32}
+    assert Arguments().parsed_config_overrides() == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--learning_rat", "1"], "--learning_rat is not an option. Did you mean --learning_rate?"),
+        (["--learning_rat=1"], "--learning_rat is not an option. Did you mean --learning_rate?"),
+        (["--qqqq"], "--qqqq is not an option. --help lists the options."),
+        (["my.txt"], "my.txt is neither an option nor the value of one. --help lists the options."),
+        (["-seed", "1"], "-seed is neither an option nor the value of one. --help lists the options."),
+        (["--no_seed"], "--no_seed is neither an option nor the value of one. --help lists the options."),
+        (["--config"], "Argument --config: expected one argument. --help lists the options."),
+        (["--config", "none.yaml"], "--config none.yaml cannot be read: No such file or directory."),
+        (["--seed"], "Argument --seed: expected one argument. --help lists the options."),
+        (["--seed", "x"], "Argument --seed: invalid int value: 'x'. --help lists the options."),
+        (["--max-steps", "1.5"], "Argument --max_steps: invalid int value: '1.5'. --help lists the options."),
+        (["--learning_rate", "x"], "Argument --learning_rate: invalid float value: 'x'. --help lists the options."),
+        (["--optim", "adamw2"], r"Argument --optim: invalid choice: 'adamw2' .*adamw.*muon.*"),
+        (["--sample_by", "word"], r"Argument --sample_by: invalid choice: 'word' .*document.*paragraph.*line.*"),
+        (["--bf16", "perhaps"], r"Argument --bf16: .*perhaps.*true/false.*"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(argv, sentence):
+    with pytest.raises(OptionError) as error:
+        parse_arguments(argv)
+    assert_sentence(error, sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("learning_rates: 1", "learning_rates in FILE is not an option. Did you mean learning_rate?"),
+        ("3: 1", "3 in FILE is not an option. --help lists the options."),
+        ("- learning_rate", "--config FILE is no list of options; write lines such as 'learning_rate: 0.001'."),
+        ("a: [", r"--config FILE is no YAML: .*"),
+        ("seed: x", "Argument --seed: invalid int value: 'x'. --help lists the options."),
+        ("max_steps: 1.5", "Argument --max_steps: invalid int value: '1.5'. --help lists the options."),
+        ("train_file: []", "Argument --train_file: expected at least one argument. --help lists the options."),
+    ],
+)
+def test_mistakes_in_a_file(config, text, sentence):
+    argv = config(text)
+    with pytest.raises(OptionError) as error:
+        parse_arguments(argv)
+    assert_sentence(error, sentence.replace("FILE", argv[1]))
+
+
+ABOVE_0 = [
+    "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
+    "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        *[({name: 0}, f"--{name} is 0; it must be above 0.") for name in ABOVE_0],
+        ({"learning_rate": float("nan")}, "--learning_rate is nan; it must be above 0."),
+        *[
+            ({name: -1}, f"--{name} is -1; it must not be below 0.")
+            for name in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "seed")
+        ],
+        ({"mlm_probability": 1.0}, "--mlm_probability is 1.0; it is a share, between 0 and 1."),
+        ({"eval_mlm_probability": 0}, "--eval_mlm_probability is 0; it is a share, between 0 and 1."),
+        ({"adam_beta1": 1.0}, "--adam_beta1 is 1.0; it must be at least 0 and below 1."),
+        ({"adam_beta2": -0.1}, "--adam_beta2 is -0.1; it must be at least 0 and below 1."),
+        ({"max_seq_length": 7}, "--max_seq_length is 7; rows need at least 8 tokens."),
+        ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: choose one."),
+        ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id user/name to know where to."),
+        ({"config_overrides": "[1]"}, """--config_overrides '[1]' is no mapping; write it as '{"hidden_size": 192}'."""),
+        ({"config_overrides": "{"}, """--config_overrides '{' is no mapping; write it as '{"hidden_size": 192}'."""),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_work(options, sentence):
+    with pytest.raises(OptionError) as error:
+        Arguments(**options)
+    assert str(error.value) == sentence
+
+
+def assert_sentence(error, sentence):
+    import re
+
+    message = str(error.value)
+    assert message == sentence or re.fullmatch(sentence, message), message
+    assert "\n" not in message
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and all(f"--{field.name}" in shown for field in dataclasses.fields(Arguments))
