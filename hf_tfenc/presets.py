@@ -68,8 +68,9 @@ def _classic_start(hidden: int) -> dict[str, float]:
     unit = round(hidden**-0.5, 4)  # keeps the scale of what passes through
     return {
         "initializer_range": unit,
-        "embedding_initializer_range": round(0.25 * unit, 4),  # after the scale, a third of the positions' size
+        "embedding_initializer_range": round(0.35 * unit, 4),  # after the scale, half the positions' size
         "query_key_initializer_range": unit,
+        "residual_initializer_scale": 0.1,
     }
 
 

@@ -20,15 +20,21 @@ TEMPLATES = (
 )
 
 
+def named(files: list[str]) -> str:
+    """Files without the folders they lie in, which are nobody's business."""
+    return ", ".join(Path(file).name for file in files)
+
+
 def write_card(folder: Path, args: "Arguments", model: PreTrainedModel, metrics: dict[str, Any]) -> None:
     """Write README.md into an output folder."""
     template = next(path for path in TEMPLATES if path.exists())
-    data = "Python's own documentation" if args.train_file is None else ", ".join(args.train_file)
+    data = named(args.train_file) if args.train_file else "Python's own documentation"
+    held_out = named(args.validation_file) if args.validation_file else f"held-out part of {data}"
     results = [
         EvalResult(
             task_type=PIPELINES[args.task],
             dataset_type="text",
-            dataset_name=f"held-out part of {data}",
+            dataset_name=held_out,
             metric_type=name.removeprefix("eval_"),
             metric_value=round(metrics[name], 4),
         )

@@ -72,7 +72,7 @@ class OptimizationArguments:
     learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
     lr_scheduler_type: str = option("warmup_stable_decay", "how it falls", choices=sorted(SCHEDULES))
     warmup_steps: float = option(0.05, "steps over which it rises; below 1, a share of all steps")
-    weight_decay: float = option(0.1, "decay of weight matrices; norms and biases have none")
+    weight_decay: float = option(0.2, "decay of weight matrices; norms and biases have none")
     adam_beta1: float = option(0.9, "decay of the mean of gradients")
     adam_beta2: float = option(0.98, "decay of the mean of squared gradients")
     adam_epsilon: float = option(1e-8, "added to the root of that mean")

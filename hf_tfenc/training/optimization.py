@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 if TYPE_CHECKING:
     from .arguments import Arguments
@@ -24,11 +24,11 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     ]
 
 
-def peak_learning_rate(model: nn.Module, args: "Arguments") -> float:
+def peak_learning_rate(model: PreTrainedModel, args: "Arguments") -> float:
     """The learning rate the options name, or one that suits the model's width."""
     if args.learning_rate is not None:
         return args.learning_rate
-    return round(LEARNING_RATE_TIMES_WIDTH / model.config.hidden_size, 6)  # type: ignore[union-attr, operator]
+    return round(LEARNING_RATE_TIMES_WIDTH / model.config.hidden_size, 6)
 
 
 def adam(
@@ -52,7 +52,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
     """
 
-    def __init__(self, model: nn.Module, args: "Arguments"):
+    def __init__(self, model: PreTrainedModel, args: "Arguments"):
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw.step()
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, "Arguments"], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[PreTrainedModel, "Arguments"], torch.optim.Optimizer]] = {
     "adamw": lambda model, args: adam(torch.optim.AdamW, model.parameters(), peak_learning_rate(model, args), args),
     "adam": lambda model, args: adam(torch.optim.Adam, model.parameters(), peak_learning_rate(model, args), args),
     "muon": MuonWithAdamW,

@@ -35,6 +35,7 @@ from .optimization import peak_learning_rate
 from .trainer import Trainer
 
 CONFIG_FILE, LOG_FILE, METRICS_FILE = "train_config.yaml", "log.jsonl", "metrics.json"
+SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -244,7 +245,7 @@ def finished_metrics(args: Arguments, folder: Path) -> dict[str, Any] | None:
         )
     now, before = yaml.safe_load(args.to_yaml()), yaml.safe_load(config.read_text(encoding="utf-8"))
     for name, value in now.items():
-        if value is not None and before.get(name) != value:  # what was left open is settled in the file
+        if before.get(name) != value and not (value is None and name in SETTLED):
             raise OptionError(
                 f"--output_dir {folder} holds a finished run with {name} {before.get(name)}, not {value}: choose "
                 "another folder, or remove that run with --overwrite_output_dir."

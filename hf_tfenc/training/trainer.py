@@ -140,6 +140,7 @@ class Trainer:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # else each pass would draw from the numbers that dropout draws from
         )
 
     def on_device(self, batch: Batch) -> Batch:
@@ -224,8 +225,8 @@ class Trainer:
         """Stop where nothing more can be learned. Raises ValueError, in all processes alike."""
         if not math.isfinite(loss):
             raise ValueError(
-                f"The loss is {loss} at step {self.global_step}, so training has diverged: lower --learning_rate "
-                f"{self.args.learning_rate:g}, lengthen --warmup_steps, or clip with --max_grad_norm 1."
+                f"The loss is {loss} at step {self.global_step}, so training has diverged: "
+                "lower --learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
 
     @torch.no_grad()

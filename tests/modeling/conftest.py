@@ -29,7 +29,7 @@ def uncompiled_flex(monkeypatch):
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(transformers_flex.WrappedFlexAttention, "__call__", lambda self: torch_flex.flex_attention)
     monkeypatch.setattr(
-        transformers.masking_utils, "create_block_mask", lambda _compile, **kwargs: block_mask(**kwargs)
+        transformers.masking_utils, "create_block_mask", lambda _compile=True, **kwargs: block_mask(**kwargs)
     )
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from corners import CORNERS, NO_DROPOUT, build, padding_mask, tiny, token_ids
+import torch.nn.functional as F
+from corners import CORNERS, HEADS, NO_DROPOUT, build, collate, make_rows, padding_mask, tiny, token_ids
 
-from hf_tfenc import TfEncForMaskedLM, TfEncForSequenceClassification, TfEncModel
+from hf_tfenc import TfEncForQuestionAnswering, TfEncForSequenceClassification, TfEncModel
 
 LENGTH, WINDOW = 12, 3
 LAYERS = [
@@ -114,16 +115,22 @@ def test_padded_equals_unpadded(backend, corner, is_causal, pooling, left):
         torch.testing.assert_close(padded.pooler_output[row], alone.pooler_output[0])
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("corner", CORNERS)
-def test_padding_to_twice_the_length_leaves_the_loss_unchanged(trainable_backend, corner):
-    model = build(TfEncForMaskedLM, tiny(corner, **NO_DROPOUT), trainable_backend)
-    ids, mask = token_ids(3, 20), padding_mask(20, 7, 13)
-    labels = ids.masked_fill((mask == 0) | (ids % 3 > 0), -100)
-    wider = [torch.nn.functional.pad(x, (0, 20), value=fill) for x, fill in ((ids, 0), (mask, 0), (labels, -100))]
+def test_padding_to_twice_the_length_leaves_the_loss_unchanged(trainable_backend, corner, head):
+    model_class, options = HEADS[head]
+    model = build(model_class, tiny(corner, **NO_DROPOUT | options), trainable_backend)
+    batch = collate(make_rows(head, 4))
+    length = batch["input_ids"].shape[-1]
+    wider = {
+        name: F.pad(tensor, (0, length), value=-100 if name == "labels" else 0)
+        if tensor.shape[-1:] == (length,)
+        else tensor
+        for name, tensor in batch.items()
+    }
     for training in (False, True):
         model.train(training)
-        short, long = model(ids, mask, labels=labels), model(wider[0], wider[1], labels=wider[2])
-        torch.testing.assert_close(short.loss, long.loss)
+        torch.testing.assert_close(model(**wider).loss, model(**batch).loss)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -147,6 +154,14 @@ def test_each_dropout_acts_in_training_and_not_in_eval(part, trainable_backend):
     assert torch.equal(model(ids).logits, model(ids).logits)
     model.train()
     assert not torch.allclose(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("head_transform", ["lm", "all"])
+def test_answers_have_a_dropout_where_they_have_a_transform(head_transform):
+    """ModernBERT has both, and BERT neither."""
+    config = tiny(head_transform=head_transform, **NO_DROPOUT | {"classifier_dropout": 0.5})
+    model, ids = build(TfEncForQuestionAnswering, config).train(), token_ids(2, 12)
+    assert torch.equal(model(ids).start_logits, model(ids).start_logits) == (head_transform == "lm")
 
 
 @pytest.mark.parametrize("corner", CORNERS)

@@ -5,6 +5,9 @@ import torch
 from corners import CORNERS, NO_DROPOUT, VOCAB, build, padding_mask, restarting, tiny, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from hf_tfenc import (
     TfEncForCausalLM,
@@ -156,6 +159,36 @@ def test_one_sequence_with_its_own_positions_is_not_packed():
     positions = torch.arange(9).expand(4, 9)
     torch.testing.assert_close(model(ids, position_ids=positions).logits, model(ids).logits)
     torch.testing.assert_close(model(ids, position_ids=positions[:1]).logits, model(ids).logits)
+
+
+@pytest.fixture
+def attention_calls():
+    """What a backend called `recorded` is called with: flash attention needs a GPU, but its arguments do not."""
+    calls = []
+
+    def record(module, query, key, value, attention_mask, **kwargs):
+        calls.append(kwargs | {"is_causal": module.is_causal})
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register("recorded", record)
+    AttentionMaskInterface.register("recorded", sdpa_mask)
+    return calls
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_what_flash_attention_needs_reaches_it(attention_calls, is_causal):
+    """The boundaries of a packed row, and a window that counts the token itself, whose two-sided half does not."""
+    config = tiny("modern", num_hidden_layers=2, is_causal=is_causal)
+    model = build(TfEncForMaskedLM, config, "recorded")
+    inputs = packed_forms(LENGTHS)["all of transformers' own"]
+    model(torch.cat(sequences(), dim=1), **inputs)
+    assert [call["sliding_window"] for call in attention_calls] == [None, 4 if is_causal else 5]
+    for call in attention_calls:
+        assert call["is_causal"] == is_causal
+        assert call["scaling"] == 0.25
+        assert call["max_length_q"] == call["max_length_k"] == 10
+        for name in ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k"):
+            assert torch.equal(call[name], inputs[name])
 
 
 @pytest.mark.slow

@@ -117,6 +117,11 @@ def test_every_head_loads_from_every_checkpoint(checkpoints):
     assert load_by_every_class(checkpoints, SAVED_CLASSES, CLASSES) == ALL_RIGHT
 
 
+def test_the_installed_class_wins_over_the_code_in_the_checkpoint(checkpoints):
+    model = transformers.AutoModel.from_pretrained(checkpoints / "classic-mlm", trust_remote_code=True)
+    assert type(model) is TfEncModel
+
+
 def test_every_head_loads_where_the_package_is_not_installed(checkpoints, tmp_path):
     """Through the Auto classes with `trust_remote_code`; and a checkpoint saved from there loads again."""
     program = ALONE.replace("SOURCE", inspect.getsource(load_by_every_class))
@@ -268,3 +273,31 @@ def test_embeddings_begin_as_linear_layers_do_unless_told_otherwise():
     torch.manual_seed(0)
     model = TfEncModel(TfEncConfig(vocab_size=200, hidden_size=64, num_hidden_layers=1, initializer_range=0.3))
     assert model.embeddings.embed_tokens.weight[1:].std().item() == pytest.approx(0.3, rel=0.05)
+
+
+@pytest.mark.parametrize("way", ["constructed", "loaded from nothing"])
+def test_keys_may_begin_equal_to_queries(way):
+    config = tiny(hidden_size=64, initializer_range=0.1, query_key_initializer_range=0.4)
+    torch.manual_seed(0)
+    model = (
+        TfEncModel(config) if way == "constructed" else TfEncModel.from_pretrained(None, config=config, state_dict={})
+    )
+    for layer in model.layers:
+        query, key, value = layer.attention.qkv_proj.weight.chunk(3)
+        assert torch.equal(query, key)
+        assert query.std().item() == pytest.approx(0.4, rel=0.1)
+        assert value.std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_loaded_weight_is_never_begun_anew(tmp_path):
+    """Neither the row of the pad token nor a query, which `_init_weights` fills apart from their parameter."""
+    model = build(TfEncModel, tiny(query_key_initializer_range=0.4))
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["layers.1.attention.qkv_proj.bias"]  # so that the module, of which a part is missing, is initialized
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = TfEncModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"] == {"layers.1.attention.qkv_proj.bias"}
+    for name, tensor in state.items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not loaded.layers[1].attention.qkv_proj.bias.any()

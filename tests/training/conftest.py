@@ -54,6 +54,7 @@ def fresh_process(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
     logger, environment = logging.getLogger("hf_tfenc"), dict(os.environ)
     level, threads, bars = logger.level, torch.get_num_threads(), datasets.is_progress_bar_enabled()
+    torch.set_num_threads(1)  # tests share their cores
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,6 +1,7 @@
 """Options: a file and the command line fill the same fields, and every mistake gets a sentence."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -166,8 +167,6 @@ def test_values_that_cannot_work(options, sentence):
 
 
 def assert_sentence(error, sentence):
-    import re
-
     message = str(error.value)
     assert message == sentence or re.fullmatch(sentence, message), message
     assert "\n" not in message

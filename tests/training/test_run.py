@@ -1,0 +1,345 @@
+"""From options to a finished folder, as a user meets it."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
+
+from hf_tfenc.data.batching import EvaluationBins
+from hf_tfenc.data.collators import EncodedRows
+from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.tasks.masked_lm import MaskedLM
+from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.run import main, run
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+PINNED = {
+    "eval_loss", "eval_perplexity", "eval_accuracy", "eval_loss_per_byte", "eval_unigram_accuracy",
+    "eval_bigram_accuracy", "train_runtime", "train_tokens_per_second",
+}  # fmt: skip
+FILES = {
+    "README.md", "config.json", "configuration_tfenc.py", "log.jsonl", "loss.png", "metrics.json", "model.safetensors",
+    "modeling_tfenc.py", "tokenizer.json", "tokenizer_config.json", "train_config.yaml",
+}  # fmt: skip
+
+
+@pytest.fixture
+def train_file(tmp_path, texts):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(texts))
+    return str(path)
+
+
+@pytest.fixture
+def finished(tiny, tmp_path, train_file):
+    """Options of a finished run of 6 steps, and its metrics."""
+    args = tiny(train_file=[train_file], sample_by="line", max_steps=6, eval_steps=3)
+    return args, run(args)
+
+
+def metrics_in(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def refusal(argv, capsys):
+    """The one line that a user's mistake ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("Error: ") and error.count("\n") == 1
+    return error.removeprefix("Error: ").strip()
+
+
+# --- A finished folder -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_whole_folder(finished):
+    args, metrics = finished
+    folder = Path(args.output_dir)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert metrics_in(folder) == metrics and metrics.keys() >= PINNED
+    assert all(math.isfinite(metrics[name]) and metrics[name] >= 0 for name in PINNED)
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "AutoModelForMaskedLM" in json.loads((folder / "config.json").read_text())["auto_map"]
+
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert all(
+        r.keys() == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second"}
+        for r in steps
+    )
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6] and steps[-1]["tokens"] > steps[0]["tokens"] > 0
+    assert min(r["eval_loss"] for r in records if "eval_loss" in r) == pytest.approx(metrics["eval_loss"], rel=1e-5)
+    card = (folder / "README.md").read_text()
+    assert f"{metrics['eval_accuracy']:.3f}" in card and f"{metrics['eval_bigram_accuracy']:.3f}" in card
+
+
+def test_the_model_in_the_folder_is_the_one_measured(finished):
+    args, metrics = finished
+    model = AutoModelForMaskedLM.from_pretrained(args.output_dir)
+    task = MaskedLM(args, AutoTokenizer.from_pretrained(args.output_dir))
+    rows = task.encode(load_text_splits(args.train_file, sample_by="line"))["validation"]
+    bins = EvaluationBins(rows.with_format("numpy")["length"][:], 3)
+    sums = {}
+    with torch.no_grad():
+        for batch in DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False)):
+            for name, value in task.measure(model.eval(), batch).items():
+                sums[name] = sums.get(name, 0) + value
+    assert task.metrics(sums) == pytest.approx({name: metrics[name] for name in task.metrics(sums)}, rel=1e-5)
+
+
+def test_the_model_in_the_folder_fills_masks(finished):
+    fill = pipeline("fill-mask", finished[0].output_dir)
+    answers = fill("the cat [MASK] the river.", top_k=3)
+    assert len(answers) == 3 and all(0 < answer["score"] < 1 for answer in answers)
+
+
+def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monkeypatch):
+    args, metrics = finished
+    config = tmp_path / "again.yaml"
+    shutil.copy(Path(args.output_dir) / "train_config.yaml", config)
+    shutil.rmtree(args.output_dir)
+    main(["--config", str(config)])
+    again = metrics_in(args.output_dir)
+    assert {name: again[name] for name in PINNED if "train_" not in name} == {
+        name: metrics[name] for name in PINNED if "train_" not in name
+    }
+    assert "held-out loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, None])
+def test_a_finished_folder_says_so(tiny, train_file, capsys, learning_rate):
+    args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
+    metrics, folder = run(args), Path(args.output_dir)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    again = Arguments(**{**vars(args), "learning_rate": learning_rate})
+    assert run(again) == metrics  # and no SystemExit
+    out = capsys.readouterr().out
+    assert f"{folder} holds this run, finished" in out and metrics["summary"] in out
+    config = folder / "train_config.yaml"
+    assert f"To run it again: accelerate launch train.py --config {config} --overwrite_output_dir" in out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+    (folder / "of_the_first_run.txt").touch()
+    main(["--config", str(config), "--overwrite_output_dir"])
+    assert {path.name for path in folder.iterdir()} == FILES and len((folder / "log.jsonl").open().readlines()) == 4
+    assert (folder / "model.safetensors").stat().st_mtime_ns > written
+    assert metrics_in(folder)["eval_loss"] == pytest.approx(metrics["eval_loss"])
+    capsys.readouterr()
+    main(["--config", str(config)])  # the file does not say to remove anything
+    assert "holds this run, finished" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_run_is_refused(finished, capsys):
+    args, _ = finished
+    config, folder = ["--config", str(Path(args.output_dir) / "train_config.yaml")], Path(args.output_dir)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    said = refusal([*config, "--learning_rate", "0.5"], capsys)
+    assert "a finished run with learning_rate 0.01, not 0.5" in said and "--overwrite_output_dir" in said
+    (folder.parent / "open.yaml").write_text((folder / "train_config.yaml").read_text().replace("max_steps: 6\n", ""))
+    assert "max_steps 6, not None" in refusal(["--config", str(folder.parent / "open.yaml")], capsys)
+
+    (folder / "metrics.json").rename(folder.parent / "metrics.json")
+    said = refusal(config, capsys)
+    assert "holds an unfinished run: --overwrite_output_dir removes it" in said
+    (folder.parent / "metrics.json").rename(folder / "metrics.json")
+    # A mistake that is found only later must not have cost the old run.
+    assert "none.txt" in refusal([*config, "--overwrite_output_dir", "--train_file", "none.txt"], capsys)
+    assert "vocab_size" in refusal([*config, "--overwrite_output_dir", "--vocab_size", "10"], capsys)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_refused(tiny_argv, train_file, tmp_path, capsys, overwrite):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    said = refusal(tiny_argv(train_file=train_file, overwrite_output_dir=overwrite), capsys)
+    assert "holds something that is no run of train.py: choose another folder" in said
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+    said = refusal(tiny_argv(train_file=train_file, output_dir=train_file, overwrite_output_dir=overwrite), capsys)
+    assert "no run of train.py" in said and Path(train_file).read_text()
+
+
+# --- What comes in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "jsonl", "csv", "parquet", "folder"])
+def test_files_of_every_kind_train(tiny_argv, texts, tmp_path, kind):
+    source, rows = tmp_path / f"source.{kind}", Dataset.from_dict({"number": list(range(len(texts))), "body": texts})
+    if kind == "txt":
+        source.write_text("\n".join(texts))
+    elif kind == "json":
+        source.write_text(json.dumps(rows.to_list()))
+    elif kind == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows.to_list()))
+    elif kind == "csv":
+        rows.to_csv(source, index=False)
+    elif kind == "parquet":
+        rows.to_parquet(source)
+    else:
+        source.mkdir()
+        for half in range(2):
+            (source / f"{half}.txt").write_text("\n".join(texts[half::2]))
+    column = {} if kind in ("txt", "folder") else {"text_column": "body"}
+    main(tiny_argv(train_file=source, max_steps=2, **column))
+    metrics = metrics_in(tmp_path / "out")
+    assert metrics.keys() >= PINNED and 1000 < metrics["train_tokens"] < 20_000
+    saved = yaml.safe_load((tmp_path / "out" / "train_config.yaml").read_text())
+    assert saved["train_file"] == [str(source)]
+
+
+def test_rows_up_to_an_odd_limit_of_positions_train(tiny_argv, train_file, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = json.dumps(sizes | {"max_position_embeddings": 20})
+    main(tiny_argv(train_file=train_file, max_steps=2, max_seq_length=20, config_overrides=sizes))
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_run_can_start_from_another_ones_model(finished, tmp_path, capsys):
+    args, metrics = finished
+    start = vars(args) | {"model_name_or_path": args.output_dir, "output_dir": str(tmp_path / "more")}
+    further = run(Arguments(**start | {"learning_rate": 1e-9, "max_steps": 1}))
+    assert further["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-3)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(args.output_dir).get_vocab()
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_the_best_model_is_kept(tiny_argv, tmp_path, texts, best):
+    """The held-out text has other letters than the training text: the more is learned, the worse it gets."""
+    (tmp_path / "train.txt").write_text("\n".join(texts))
+    (tmp_path / "held_out.txt").write_text("\n".join(["QUICK JUMPY VEX ZIG %$#@!"] * 20))
+    files = {"train_file": tmp_path / "train.txt", "validation_file": tmp_path / "held_out.txt"}
+    steps = {"max_steps": 30, "eval_steps": 5, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    main(tiny_argv(**files, **steps, sample_by="line", load_best_model_at_end=best))
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    curve = [record["eval_loss"] for record in log if "eval_loss" in record]
+    assert len(curve) == 6 and min(curve) < curve[-1] - 0.5
+    assert metrics_in(tmp_path / "out")["eval_loss"] == pytest.approx(min(curve) if best else curve[-1], rel=1e-4)
+
+
+# --- Mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tokenizer):
+    bert = BertConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    for options, said in [
+        ({"learning_rate": "much"}, "invalid float value: 'much'"),
+        ({"train_file": tmp_path / "none.txt"}, "none.txt: there is no such file or folder"),
+        ({"text_column": "body"}, "has no column 'body'"),
+        ({"vocab_size": 100}, "vocab_size is 100, too small"),
+        ({"tokenizer_name": tmp_path}, "holds no tokenizer"),
+        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and train.py trains tfenc models"),
+        ({"config_overrides": '{"hiden_size": 8}'}, "Did you mean 'hidden_size'?"),
+        ({"config_overrides": '{"hidden_size": "x"}'}, "'hidden_size' expected int, got str"),
+        (
+            {"config_overrides": '{"hidden_size": 30, "num_attention_heads": 4}'},
+            "not divisible by num_attention_heads",
+        ),
+        ({"config_overrides": '{"max_position_embeddings": 31}'}, "--max_seq_length 32 is longer than the model's 31"),
+        ({"config_overrides": '{"vocab_size": 200}'}, "tokens, and the model's vocab_size is 200"),
+        ({"attn_implementation": "magic"}, "magic"),
+    ]:
+        assert said in refusal(tiny_argv(**{"train_file": train_file, "max_steps": 1, **options}), capsys), options
+        assert not (tmp_path / "out").exists()  # so that the mended command just runs
+
+
+def test_a_diverged_run_ends_with_one_line(tiny_argv, train_file, capsys):
+    options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20}
+    assert "training has diverged: lower --learning_rate" in refusal(
+        tiny_argv(train_file=train_file, **options), capsys
+    )
+
+
+def test_ctrl_c_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_tfenc.training.trainer.training_step", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(tiny_argv(train_file=train_file))
+    error = capsys.readouterr().err
+    assert ended.value.code == 130 and error.startswith("Stopped.") and error.count("\n") == 1
+
+
+def test_the_upload_is_the_last_thing_and_its_failure_loses_nothing(
+    tiny_argv, train_file, tmp_path, capsys, monkeypatch
+):
+    def push(folder, repo_id):
+        assert (Path(folder) / "metrics.json").exists() and (Path(folder) / "README.md").exists()
+        return f"The upload to {repo_id} failed."
+
+    monkeypatch.setattr("hf_tfenc.training.run.push_folder", push)
+    main(tiny_argv(train_file=train_file, max_steps=1, push_to_hub=True, hub_model_id="me/mine"))
+    assert capsys.readouterr().out.rstrip().endswith("The upload to me/mine failed.")
+
+
+# --- The real command ------------------------------------------------------------------------------------------------
+
+WATCH = '''
+import os, sys
+
+def watch(event, arguments):
+    """Ends the process that asks for anything beyond this machine, and leaves word of it."""
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        where = arguments[0] if event.startswith("socket.get") else arguments[1]
+        host = where[0] if isinstance(where, tuple) else where
+        local = host in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", b"localhost") or "/" in str(host)
+        if not local:
+            with open(os.environ["WATCH_LOG"], "a") as log:
+                log.write(f"{event} {where}\\n")
+            raise PermissionError(f"{event} {where} is forbidden")
+
+sys.addaudithook(watch)
+open(os.environ["WATCH_LOG"] + ".started", "a").write(f"{os.getpid()}\\n")
+'''
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs a real command, watched, where a newcomer would: with no cache, and nothing that says offline."""
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ACCELERATE_"))}
+    environment |= {
+        "HF_HOME": str(tmp_path / "hf"),
+        "WATCH_LOG": str(tmp_path / "sockets"),
+        "PYTHONPATH": str(tmp_path),
+    }
+
+    def command(*arguments):
+        arguments = [sys.executable, *map(str, arguments)]
+        return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return command
+
+
+def test_the_default_job_opens_no_socket_beyond_this_machine(command, tmp_path):
+    options = ["--max_steps", 3, "--max_train_samples", 40, "--max_eval_samples", 5, "--vocab_size", 1000]
+    done = command("-m", "accelerate.commands.launch", TRAIN, *options)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "sockets").exists(), (tmp_path / "sockets").read_text()
+    assert len((tmp_path / "sockets.started").read_text().splitlines()) >= 2  # the launcher and the run were watched
+    assert {path.name for path in (tmp_path / "outputs" / "mlm").iterdir()} == FILES
+    assert "held-out loss" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_is_all_that_the_real_command_prints(command):
+    done = command(TRAIN, "--learning_rat", 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: --learning_rat is not an option. Did you mean --learning_rate?\n"
