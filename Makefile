@@ -15,7 +15,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 train: $(INSTALLED) ## train an encoder; options go in ARGS, as in make train ARGS="--max_steps 100"
-	$(VENV)/bin/accelerate launch train.py $(ARGS)
+	$(VENV)/bin/accelerate launch --quiet train.py $(ARGS)
 
 test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest $(ARGS)

@@ -754,7 +754,8 @@ class TfEncLanguageModel(TfEncPreTrainedModel):
         Returns:
             `logits` (batch, length, vocab) or (slots, vocab); None where training is sparse
         """
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        outputs = self.model(*inputs, return_dict=True, **kwargs)
         x, where = outputs.last_hidden_state, prediction_positions
         if labels is not None:
             check_shape("labels", labels, tuple(x.shape[:2]), "(batch, length)")
@@ -859,7 +860,8 @@ class TfEncForTokenClassification(TfEncPreTrainedModel):
         Returns:
             `logits` (batch, length, labels), or (batch or packed sequences, labels)
         """
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        outputs = self.model(*inputs, return_dict=True, **kwargs)
         x = outputs.pooler_output if self.add_pooling_layer else outputs.last_hidden_state
         logits = self.classifier(self.dropout(self.head(x)))
         loss = self.loss(logits, labels, num_items_in_batch) if labels is not None else None
@@ -907,7 +909,8 @@ class TfEncForQuestionAnswering(TfEncPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """`start_positions` and `end_positions` (batch,); one past the row's tokens counts as truncated away."""
         padded_only(type(self).__name__, attention_mask, position_ids, kwargs)
-        outputs = self.model(input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **kwargs)
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
+        outputs = self.model(*inputs, return_dict=True, **kwargs)
         logits = self.qa_outputs(self.dropout(self.head(outputs.last_hidden_state)))
         start_logits, end_logits = logits.unbind(dim=-1)  # (batch, length) each
         loss = None
@@ -963,7 +966,7 @@ class TfEncForMultipleChoice(TfEncForSequenceClassification):
         inputs = (input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         flat = [None if tensor is None else tensor.flatten(0, 1) for tensor in inputs]
         padded_only(type(self).__name__, flat[1], flat[2], kwargs)
-        outputs = self.model(*flat, **kwargs)
+        outputs = self.model(*flat, return_dict=True, **kwargs)
         logits = self.score(self.dropout(self.head(outputs.pooler_output))).view(-1, choices)
         loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
         return MultipleChoiceModelOutput(

@@ -72,7 +72,9 @@ class OptimizationArguments:
     learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
     lr_scheduler_type: str = option("warmup_stable_decay", "how it falls", choices=sorted(SCHEDULES))
     warmup_steps: float = option(0.05, "steps over which it rises; below 1, a share of all steps")
-    weight_decay: float = option(0.2, "decay of weight matrices; norms and biases have none")
+    weight_decay: float | None = option(
+        None, "decay of weight matrices, norms and biases have none; if not given 0.2, and 0 for adam"
+    )
     adam_beta1: float = option(0.9, "decay of the mean of gradients")
     adam_beta2: float = option(0.98, "decay of the mean of squared gradients")
     adam_epsilon: float = option(1e-8, "added to the root of that mean")
@@ -115,8 +117,9 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             if value is not None and not value > 0:
                 raise OptionError(f"--{name} is {value}; it must be above 0.")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"--{name} is {getattr(self, name)}; it must not be below 0.")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise OptionError(f"--{name} is {value}; it must not be below 0.")
         for name in ("mlm_probability", "eval_mlm_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"--{name} is {getattr(self, name)}; it is a share, between 0 and 1.")

@@ -20,7 +20,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         files = sorted(beside.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
+        mode = (beside / "config.json").stat().st_mode  # safetensors are written for the owner alone
         for file in files:
+            file.chmod(mode)
             _sync(file)
         for file in files:
             os.replace(file, folder / file.name)

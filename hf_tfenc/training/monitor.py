@@ -57,8 +57,8 @@ class Monitor:
             self.warned = True
             if record["loss"] > self.baseline_loss - STUCK_MARGIN:
                 self.say(
-                    f"The loss {record['loss']:.3f} still sits on the unigram line {self.baseline_loss:.3f}: the model "
-                    "knows how often tokens occur and nothing of their context. Most often a lower --learning_rate, "
+                    f"The loss {record['loss']:.3f} has not come below the unigram line {self.baseline_loss:.3f}: the model "
+                    "knows at best how often tokens occur, and nothing of their context. Most often a lower --learning_rate, "
                     "a longer --warmup_steps or pre-norm (--preset modern-tiny) mends it."
                 )
 

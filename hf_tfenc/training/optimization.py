@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 # Wider layers want smaller steps; 0.5 was best of what was tried at width 128 (benchmarks/results/recipes.md).
 LEARNING_RATE_TIMES_WIDTH = 0.5
+WEIGHT_DECAY = 0.2
 FUSED_DEVICES = {"cpu", "cuda", "mps"}
+
+
+def weight_decay(args: "Arguments") -> float:
+    """The decay the options name. Adam's own form of it mixes with the gradient's scale, so Adam has none by default."""
+    if args.weight_decay is not None:
+        return args.weight_decay
+    return 0.0 if args.optim == "adam" else WEIGHT_DECAY
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
@@ -35,7 +43,7 @@ def adam(
     kind: type[torch.optim.Adam], parameters: Iterable[nn.Parameter], learning_rate: float, args: "Arguments"
 ) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), fused into one kernel where the device has one."""
-    groups = parameter_groups(parameters, args.weight_decay)
+    groups = parameter_groups(parameters, weight_decay(args))
     return kind(
         groups,
         lr=learning_rate,
@@ -59,7 +67,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
         learning_rate = peak_learning_rate(model, args)
         self.muon = torch.optim.Muon(
-            hidden, lr=learning_rate, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw"
+            hidden, lr=learning_rate, weight_decay=weight_decay(args), adjust_lr_fn="match_rms_adamw"
         )
         self.adamw = adam(torch.optim.AdamW, other, learning_rate, args)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, e
 
 from ..configuration_tfenc import TfEncConfig
 from ..data.sources import load_text_splits
+from ..data.stdlib_corpus import corpus_info
 from ..presets import preset_config
 from ..publish.card import write_card
 from ..publish.hub import push_folder
@@ -120,6 +121,8 @@ def run(args: Arguments) -> dict[str, Any]:
     metrics = trainer.evaluate() | results
     if accelerator.is_main_process:
         metrics |= task.baselines(train_rows, eval_rows)
+        if args.train_file is None:
+            metrics["corpus"] = corpus_info(splits)  # it differs a little from one Python version to the next
         metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(train_rows["length"][:]))}
         report = finish(args, task, best, eval_rows, metrics, folder)
         say("\n" + report)

@@ -138,9 +138,11 @@ def test_hidden_states_and_a_plain_tuple(head):
     length = batch["input_ids"].shape[-1]
     assert all(state.shape[1:] == (length, model.config.hidden_size) for state in output.hidden_states)
     as_tuple = model(**batch, return_dict=False)
-    assert isinstance(as_tuple, tuple)
-    torch.testing.assert_close(as_tuple[0], plain.loss)
-    torch.testing.assert_close(as_tuple[1], plain[1])
+    model.config.return_dict = False
+    for result in (as_tuple, model(**batch)):
+        assert isinstance(result, tuple)
+        torch.testing.assert_close(result[0], plain.loss)
+        torch.testing.assert_close(result[1], plain[1])
 
 
 @pytest.mark.parametrize("corner", CORNERS)
