@@ -118,7 +118,7 @@ def run(args: Arguments) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     best = accelerator.unwrap_model(trainer.model)
     best.load_state_dict(type(best).from_pretrained(folder).state_dict())
-    metrics = trainer.evaluate() | results
+    metrics: dict[str, Any] = trainer.evaluate() | results
     if accelerator.is_main_process:
         metrics |= task.baselines(train_rows, eval_rows)
         if args.train_file is None:

@@ -101,7 +101,7 @@ def test_a_run_that_learned_nothing_is_told_so_once(monitor, capsys, steps_and_l
     for step, loss in steps_and_losses:
         monitor.training(RECORD | {"step": step, "loss": loss})
     out = capsys.readouterr().out
-    assert out.count("still sits on the unigram line 6.000") == warns
+    assert out.count("has not come below the unigram line 6.000") == warns
     assert ("--learning_rate" in out) == warns
 
 
