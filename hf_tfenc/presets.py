@@ -83,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bert-small": BERT | _size(512, 4, 8, 2048),
     "bert-base": BERT | _size(768, 12, 12, 3072),
     "bert-large": BERT | _size(1024, 24, 16, 4096),
-    "modern-tiny": MODERN | _size(128, 4, 2, 256),
+    "modern-tiny": MODERN | _size(128, 3, 2, 256),
     "modern-small": MODERN | _size(384, 10, 6, 576),
     "modern-base": MODERN | _size(768, 22, 12, 1152),
     "modern-large": MODERN | _size(1024, 28, 16, 2624),
