@@ -811,9 +811,10 @@ class TfEncForCausalLM(TfEncLanguageModel, GenerationMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The whole prefix at each step, with positions that begin after the padding on the left."""
-        padded_only("generate()", attention_mask, kwargs.get("position_ids"), kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        # `generate` may have made a mask of ones where the user gave none.
+        padded_only("generate()", None if attention_mask.all() else attention_mask, kwargs.get("position_ids"), kwargs)
         position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 

@@ -92,10 +92,6 @@ ONE_LOCAL_LAYER = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}
         ),
         ({"embedding_scale": 0.0}, "embedding_scale is 0.0; it must be above 0."),
         (
-            {"problem_type": "regresion"},
-            "problem_type 'regresion' is none of single_label_classification, multi_label_classification, regression.",
-        ),
-        (
             {"hidden_size": 65, "num_attention_heads": 8},
             "hidden_size 65 is not divisible by num_attention_heads 8; change either.",
         ),
@@ -157,6 +153,12 @@ def test_what_cannot_work_is_one_sentence(options, sentence):
     message = str(error.value)
     assert message.startswith(sentence) if sentence.endswith(("[", ", ")) else message == sentence
     assert "\n" not in message
+
+
+def test_an_unknown_problem_type():
+    """Some versions of transformers look at it first, in words of their own."""
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match="regresion.*(none|one) of.*regression"):
+        TfEncConfig(problem_type="regresion")
 
 
 @pytest.mark.parametrize(
