@@ -54,13 +54,6 @@ MODERN: dict[str, Any] = {
 }
 
 
-# For rows of a hundred tokens or two there is no part to look at, and one lower rope base tells near positions apart.
-SHORT_ROWS: dict[str, Any] = {
-    "sliding_window": None,
-    "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}},
-}
-
-
 def _size(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
     return {
         "hidden_size": hidden,
@@ -90,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bert-small": BERT | _size(512, 4, 8, 2048),
     "bert-base": BERT | _size(768, 12, 12, 3072),
     "bert-large": BERT | _size(1024, 24, 16, 4096),
-    "modern-tiny": MODERN | SHORT_ROWS | _size(128, 3, 2, 256),
+    "modern-tiny": MODERN | _size(128, 4, 2, 256),
     "modern-small": MODERN | _size(384, 10, 6, 576),
     "modern-base": MODERN | _size(768, 22, 12, 1152),
     "modern-large": MODERN | _size(1024, 28, 16, 2624),
@@ -106,7 +99,7 @@ def preset_config(name: str, **options: Any) -> TfEncConfig:
     if name not in PRESETS:
         raise ValueError(f"{name!r} is not a preset; there are {', '.join(PRESETS)}.")
     chosen = PRESETS[name] | options
-    if chosen.get("sliding_window") and "layer_types" not in chosen:
+    if name.startswith("modern") and "layer_types" not in chosen:
         # Every third layer sees the whole sequence, beginning with the first.
         chosen["layer_types"] = [
             "sliding_attention" if index % 3 else "full_attention" for index in range(chosen["num_hidden_layers"])

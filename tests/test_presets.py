@@ -63,7 +63,6 @@ def test_every_third_modern_layer_sees_the_whole_sequence():
     assert [kind == "full_attention" for kind in config.layer_types] == [True, False, False, True, False, False, True]
     assert config.sliding_window == 64
     assert preset_config("modern-small", layer_types=["full_attention"] * 10).layer_types == ["full_attention"] * 10
-    assert preset_config("modern-tiny").layer_types == ["full_attention"] * 3  # for short rows
 
 
 def test_options_win_over_the_preset():

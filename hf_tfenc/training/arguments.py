@@ -66,7 +66,7 @@ class OptimizationArguments:
     per_device_train_batch_size: int = option(16, "rows of a micro-batch")
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
-    num_train_epochs: int = option(10, "passes over the training rows")
+    num_train_epochs: int = option(8, "passes over the training rows")
     max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
     optim: str = option("muon", "the optimizer", choices=sorted(OPTIMIZERS))
     learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
