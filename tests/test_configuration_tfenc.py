@@ -158,7 +158,7 @@ def test_what_cannot_work_is_one_sentence(options, sentence):
 def test_an_unknown_problem_type():
     """Some versions of transformers look at it first, in words of their own."""
     with pytest.raises(
-        (ValueError, StrictDataclassFieldValidationError), match="regresion.*(none|one) of.*regression"
+        (ValueError, StrictDataclassFieldValidationError), match=r"regresion.*(none|one) of.*regression"
     ):
         TfEncConfig(problem_type="regresion")
 
