@@ -17,7 +17,6 @@ class Task(Protocol):
 
     auto_class: Any  # the Auto class of the head
     config_options: dict[str, Any]  # set in the configuration of a new model
-    unit: str  # what an item of the loss is called
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase): ...
 

@@ -30,7 +30,6 @@ class MaskedLM:
 
     auto_class = AutoModelForMaskedLM
     config_options = {"sparse_prediction": True}
-    unit = "masked token"
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
         if tokenizer.mask_token_id is None:

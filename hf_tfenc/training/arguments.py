@@ -99,7 +99,7 @@ class RunArguments:
 
 @dataclass
 class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArguments):
-    """All options. `resolve` fills what depends on other options, and refuses what cannot work."""
+    """All options. What cannot work is refused as soon as they are made."""
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
