@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from ..data.batching import EvaluationBins
 from ..data.collators import IGNORE_INDEX, PaddedCollator
 from ..data.masking import TokenMasking
-from ..tokenization import encode_rows, token_byte_lengths
+from ..tokenization import encode_rows, token_byte_lengths, tokenizer_digest
 from .count_models import BigramModel, UnigramModel
 
 if TYPE_CHECKING:
@@ -80,10 +79,9 @@ class MaskedLM:
 
     def _fingerprint(self, rows: Dataset) -> str:
         # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
-        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-        return Hasher.hash(["windows", 1, rows._fingerprint, backend.to_str(), self.args.max_seq_length])
+        return Hasher.hash(
+            ["windows", 1, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
+        )
 
     def collator(self, training: bool) -> PaddedCollator:
         args = self.args
