@@ -6,16 +6,16 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
-STUCK_SHARE, STUCK_MARGIN = (
-    0.2,
-    0.02,
-)  # after this share of steps, a loss this near the unigram loss has learned nothing
+# After this share of the steps, a loss this near the unigram loss has learned nothing.
+STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02
+SKIPS_SAID = 3
 
 
 class Monitor:
@@ -105,9 +105,11 @@ class Monitor:
         self.write(record)
         self.say(f"epoch {record['epoch']:g}: average loss {record['train_loss']:.3f}")
 
-    def skipped(self, record: dict[str, Any], grad_norm: float) -> None:
-        """A step that was skipped, with the rows it was made of."""
+    def skipped(self, record: dict[str, Any], grad_norm: float, in_a_row: int) -> None:
+        """A step that was skipped, with the rows it was made of. Only the first few in a row are said aloud."""
         self.write(record)
+        if in_a_row > SKIPS_SAID:
+            return
         rows = record["rows"]
         self.say(
             f"step {record['step']} is skipped: its loss is {record['loss']:g} and the norm of its gradient "
@@ -131,7 +133,8 @@ class Monitor:
     def sync(self) -> int:
         """Bring the log to the disk, and return its length in bytes."""
         if self.log is not None:
-            os.fsync(self.log.fileno())
+            with suppress(OSError):  # a full disk costs lines, and stops nothing
+                os.fsync(self.log.fileno())
         return self.log_bytes
 
     def say(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """Where a run begins: afresh, from a checkpoint, or at its end; and whether it is still the run of that checkpoint."""
 
 import hashlib
+import json
 import logging
 import platform
 from pathlib import Path
@@ -11,12 +12,13 @@ import pyarrow as pa
 import torch
 import transformers
 import yaml
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..tokenization import tokenizer_digest
 from .arguments import Arguments, OptionError
-from .checkpointing import CheckpointError, checkpoints, newest_whole, tidy, verify
+from .checkpointing import CheckpointError, checkpoints, newest_whole, read_state, tidy, verify
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Start(NamedTuple):
     """Where a run begins."""
 
     checkpoint: Path | None = None
+    state: dict[str, Any] = {}  # what the checkpoint holds besides tensors
     elsewhere: Path | None = None  # the folder of that checkpoint, if it is not the output folder
     finished: bool = False  # nothing is left to train
 
@@ -67,7 +70,8 @@ def find_start(args: Arguments, folder: Path) -> Start:
     newest = newest_whole(folder)
     if newest is None:
         logger.warning("%s holds an unfinished run without a whole checkpoint: it starts afresh.", folder)
-    return Start(newest)
+        return Start()
+    return Start(newest, read_state(newest))
 
 
 def _start_from(path: Path, args: Arguments, folder: Path) -> Start:
@@ -84,7 +88,7 @@ def _start_from(path: Path, args: Arguments, folder: Path) -> Start:
         verify(path)
     except CheckpointError as error:
         raise OptionError(f"--resume_from_checkpoint {path}: {error}. Give another one, or auto.") from error
-    return Start(path, None if inside else path.parent)
+    return Start(path, read_state(path), None if inside else path.parent)
 
 
 def _refuse_another_run(args: Arguments, folder: Path) -> None:
@@ -112,75 +116,83 @@ def run_facts(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[str, Dataset],
-    processes: int,
-    device: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """What a checkpoint notes of its run, as JSON."""
-    return {
+    """What a checkpoint notes of its run, as it comes back from JSON."""
+    facts = {
         "options": yaml.safe_load(args.to_yaml()),
         "rows": {split: rows_digest(encoded) for split, encoded in rows.items()},
         "tokenizer": tokenizer_digest(tokenizer),
         "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
-        "processes": processes,
-        "threads": torch.get_num_threads() if device == "cpu" else None,
-        "device": device,
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
+        "device": accelerator.device.type,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
     }
+    return json.loads(json.dumps(facts))
 
 
-def check_same_run(then: dict[str, Any], now: dict[str, Any], checkpoint: str, allow_changes: bool) -> bool:
-    """Compare a checkpoint's facts with those of now, and warn of what changes bits alone.
-
-    Returns:
-        whether an epoch that was begun can be gone on with: the rows and their order are the same.
+def check_options(start: Start, args: Arguments, processes: int) -> None:
+    """Compare the options of a checkpoint's run with those of now, before any long work.
 
     Raises:
-        OptionError: something that matters has changed, and `allow_changes` is not set.
+        OptionError: one that matters has changed, and `--resume_with_changes` is not set.
     """
-    options = differing_options(then["options"], now["options"])
-    bins_then = then["processes"] * then["options"]["gradient_accumulation_steps"]
-    bins_now = now["processes"] * now["options"]["gradient_accumulation_steps"]
-    if bins_then == bins_now or then["processes"] != now["processes"]:
+    if start.checkpoint is None:
+        return
+    then = start.state["run"]
+    options = differing_options(then["options"], yaml.safe_load(args.to_yaml()))
+    if _bins_per_step(then) == processes * args.gradient_accumulation_steps or then["processes"] != processes:
         options.pop("gradient_accumulation_steps", None)
-
     changes = [
         f"--{name} {old} then and {new} now"
         for name, (old, new) in options.items()
         if name not in FREE_OPTIONS | BITS_OPTIONS
     ]
-    if not changes:  # else they follow from the options
-        changes += [f"other rows in the {split} split" for split, d in then["rows"].items() if now["rows"][split] != d]
-        changes += ["another tokenizer"] * (then["tokenizer"] != now["tokenizer"])
-        changes += [
-            f"{name} {value} then and {now['config'].get(name)} now in the model's configuration"
-            for name, value in then["config"].items()
-            if now["config"].get(name) != value
-        ]
-    if changes and not allow_changes:
-        raise OptionError(
-            f"{checkpoint} belongs to another run ({'; '.join(changes)}): go back to what it was, choose another "
-            "--output_dir, or give --resume_with_changes to go on all the same."
-        )
-    if changes:
-        logger.warning("This is no longer the run of %s: %s.", checkpoint, "; ".join(changes))
+    _refuse_or_warn(changes, start.checkpoint, args)
 
-    if bins_then != bins_now:
+
+def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
+    """Compare what a checkpoint notes of its run with what it is now, and warn of what changes bits alone.
+
+    Returns:
+        whether an epoch that was begun can be gone on with: the rows and their order are the same
+
+    Raises:
+        OptionError: rows, tokenizer or model have changed, and `--resume_with_changes` is not set.
+    """
+    if start.checkpoint is None:
+        return True
+    then = start.state["run"]
+    changes = [
+        f"other rows in the {split} split" for split, found in then["rows"].items() if now["rows"][split] != found
+    ]
+    changes += ["another tokenizer"] * (then["tokenizer"] != now["tokenizer"])
+    changes += [
+        f"{name} {value} then and {now['config'].get(name)} now in the model's configuration"
+        for name, value in then["config"].items()
+        if now["config"].get(name) != value
+    ]
+    if then["precision"] != now["precision"]:
+        changes.append(f"{then['precision']} mixed precision then and {now['precision']} now")
+    _refuse_or_warn(changes, start.checkpoint, args)
+
+    if _bins_per_step(then) != _bins_per_step(now):
         logger.warning(
             "A step now takes %d micro-batches, not %d, as there were %d processes and there are %d: no row is lost or "
-            "repeated, but steps differ; --gradient_accumulation_steps %s would keep them.",
-            bins_now, bins_then, then["processes"], now["processes"],
-            f"{bins_then / now['processes']:g}",
+            "repeated, but steps differ; --gradient_accumulation_steps %g would keep them.",
+            _bins_per_step(now), _bins_per_step(then), then["processes"], now["processes"],
+            _bins_per_step(then) / now["processes"],
         )  # fmt: skip
+    options = differing_options(then["options"], now["options"])
     bits = [f"--{name} {old} then and {new} now" for name, (old, new) in options.items() if name in BITS_OPTIONS]
-    bits += [
-        f"{name} {then[name]} then and {now[name]} now"
-        for name in ("processes", "threads", "device")
-        if then[name] != now[name] and not (name == "threads" and then["device"] != now["device"])
-    ]
+    names = ["processes", "device"] + ["threads"] * (then["device"] == now["device"])
+    bits += [f"{name} {then[name]} then and {now[name]} now" for name in names if then[name] != now[name]]
     bits += [
         f"{name} {version} then and {now['versions'].get(name)} now"
         for name, version in then["versions"].items()
@@ -189,8 +201,22 @@ def check_same_run(then: dict[str, Any], now: dict[str, Any], checkpoint: str, a
     if bits:
         logger.warning("The last bits of results may differ from those of one uninterrupted run: %s.", "; ".join(bits))
 
-    same_order = all(name not in options for name in ("seed", "per_device_train_batch_size"))
+    same_order = options.keys().isdisjoint({"seed", "per_device_train_batch_size"})
     return same_order and then["rows"]["train"] == now["rows"]["train"]
+
+
+def _bins_per_step(facts: dict[str, Any]) -> int:
+    return facts["processes"] * facts["options"]["gradient_accumulation_steps"]
+
+
+def _refuse_or_warn(changes: list[str], checkpoint: Path, args: Arguments) -> None:
+    if changes and not args.resume_with_changes:
+        raise OptionError(
+            f"{checkpoint} belongs to another run ({'; '.join(changes)}): go back to what it was, choose another "
+            "--output_dir, or give --resume_with_changes to go on all the same."
+        )
+    if changes:
+        logger.warning("This is no longer the run of %s: %s.", checkpoint, "; ".join(changes))
 
 
 def rows_digest(rows: Dataset) -> str:

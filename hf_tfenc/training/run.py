@@ -30,11 +30,11 @@ from ..publish.plots import plot_loss
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments, OptionError, parse_arguments
-from .checkpointing import OutputFolder, read_state, set_aside_newer, tidy, write_text
+from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_rows, check_space
-from .resume import CONFIG_FILE, METRICS_FILE, Start, check_same_run, find_start, run_facts
+from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
 
@@ -79,11 +79,13 @@ def run(args: Arguments) -> dict[str, Any]:
         Interrupted: after a signal, with everything saved.
     """
     signals = StopSignals()
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
+    # None leaves it to `accelerate launch`.
+    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
     start: Start = on_main(accelerator, lambda: find_start(args, folder))
+    check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
@@ -111,11 +113,10 @@ def run(args: Arguments) -> dict[str, Any]:
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
-    facts = run_facts(args, model.config, tokenizer, rows, accelerator.num_processes, accelerator.device.type)
-    state = None if start.checkpoint is None else read_state(start.checkpoint)
-    progress = Progress() if state is None else Progress(**state["progress"])
-    if state is not None and not check_same_run(state["run"], facts, str(start.checkpoint), args.resume_with_changes):
-        progress.consumed_bins = 0
+    facts = run_facts(args, model.config, tokenizer, rows, accelerator)
+    progress = Progress(**start.state.get("progress", {}))
+    if not check_same_run(start, facts, args):
+        progress.consumed_bins = 0  # the rows of this epoch are others
     if start.elsewhere is not None:
         progress.best_loss = None
         logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
@@ -127,7 +128,7 @@ def run(args: Arguments) -> dict[str, Any]:
         else:
             on_main(accelerator, lambda: prepare_folder(args, folder, model, start, progress.global_step))
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
-            metrics = train(trainer, output, task.baseline_loss(rows["train"], rows["validation"]), start, state)
+            metrics = train(trainer, output, task.baseline_loss(rows["train"], rows["validation"]), start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
         measured = trainer.evaluate(signals, best)
@@ -153,20 +154,17 @@ def run(args: Arguments) -> dict[str, Any]:
     return metrics
 
 
-def train(
-    trainer: Trainer, output: OutputFolder, baseline_loss: float, start: Start, state: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Train to the end, from the start or from the checkpoint whose state is given."""
+def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: Start) -> dict[str, Any]:
+    """Train to the end, from the beginning or from a checkpoint."""
     accelerator, step = trainer.accelerator, trainer.progress.global_step
     accelerator.print(
         f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
         f"a model that only counts tokens has a loss of {baseline_loss:.3f}"
     )
-    if start.checkpoint is not None and state is not None:
-        trainer.restore(start.checkpoint, state)
+    if start.checkpoint is not None:
+        trainer.restore(start.checkpoint, start.state)
         accelerator.print(f"It goes on from {start.checkpoint}, after step {step:,}.")
-    log_bytes = state["log_bytes"] if state is not None else 0
-    log_file, is_main = output.path / LOG_FILE, accelerator.is_main_process
+    log_file, is_main, log_bytes = output.path / LOG_FILE, accelerator.is_main_process, start.state.get("log_bytes", 0)
     monitor = Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)
     try:
         return trainer.train(monitor, output)

@@ -50,12 +50,12 @@ def training_step(
     micro_batches: list[Batch],
     count_items: Callable[[Batch], Tensor],
     max_grad_norm: float = 0.0,
-    stop: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """One optimizer step over some micro-batches in each process.
 
     All processes meet here three times: to count items, to add up gradients (in the last micro-batch's backward pass),
-    and to add up the loss. A step whose loss or gradient is not finite is skipped by all of them.
+    and to add up the loss and hear whether one of them was asked to `stop`. A step whose loss or gradient is not finite is skipped by all of them.
     """
     items = torch.stack([count_items(batch) for batch in micro_batches]).sum()
     items = accelerator.reduce(items, reduction="sum")
@@ -68,7 +68,7 @@ def training_step(
             # Processes' gradients are averaged; a sum over items needs them added up.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
-    total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop)]), reduction="sum")
+    total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     finite, stopping = torch.stack([torch.isfinite(total + grad_norm), stops > 0]).tolist()  # waits for the device
@@ -270,7 +270,7 @@ class Trainer:
             batches,
             self.task.count_items,
             self.args.max_grad_norm,
-            self.signals.received,
+            lambda: self.signals.received,
         )
         first_bin = progress.consumed_bins
         progress.global_step += 1
@@ -328,7 +328,8 @@ class Trainer:
         loss, norm = float(result.loss), float(result.grad_norm)
         if self.accelerator.scaler is None or not math.isfinite(loss):  # float16 finds its scale by such steps
             rows = self.train_bins.rows(progress.epoch, first_bin)
-            self.monitor.skipped({"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}, norm)
+            record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
+            self.monitor.skipped(record, norm, progress.skipped_in_a_row)
         if progress.skipped_in_a_row < self.args.max_skipped_steps:
             return
         saved = "The last whole checkpoint, if there is one, holds the last good state"
