@@ -1,11 +1,10 @@
-"""Real runs in processes of their own, forked from one that has imported everything, so that each takes a second."""
+"""Work in processes of their own, forked from one that has imported everything, so that a real run takes a second."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -14,37 +13,30 @@ CONTEXT.set_forkserver_preload(["hf_tfenc.training.run", "torch.distributed.tens
 TIMEOUT = 120
 
 
-def main_in_a_process(argv, environment, log, before):
-    """What `train.py` does, with its output in a file."""
+def start(work, arguments, environment, log):
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # as it is in a real run; else workers would start slowly
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from hf_tfenc.training.run import main
-
-    if before is not None:
-        before()
-    main(argv)
+    work(*arguments)
 
 
-class Run:
-    """One call of train.py, in `processes` processes joined by gloo."""
+class Processes:
+    """`work(*arguments)` in one or more processes, which find each other as under torchrun. Their output is in a file."""
 
-    def __init__(self, options, log, processes=1, before=None, environment=None):
-        argv = []
-        for name, value in options.items():
-            argv += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    def __init__(self, work, arguments, log, processes=1):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.log, self.processes = Path(log), []
         for rank in range(processes):
-            own = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+            environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
             if processes > 1:
-                own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-                own |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            process = CONTEXT.Process(target=main_in_a_process, args=(argv, own, str(log), before))
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+                environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+                environment |= {"MASTER_PORT": str(port)}
+            process = CONTEXT.Process(target=start, args=(work, arguments, environment, str(log)))
             process.start()
             self.processes.append(process)
 
@@ -70,7 +62,7 @@ class Run:
         return [process.exitcode for process in self.processes]
 
     def finish(self):
-        """Wait for a good end."""
+        """Wait for a good end. What was said."""
         assert set(self.wait()) == {0}, self.output
         return self.output
 
@@ -79,12 +71,26 @@ class Run:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait_for(self, text):
-        """Until the run has said something."""
+        """Until something is said."""
         end = time.monotonic() + TIMEOUT
         while text not in self.output:
             assert any(process.is_alive() for process in self.processes) and time.monotonic() < end, self.output
             time.sleep(0.005)
 
 
-if __name__ == "__main__":
-    sys.exit("This file holds pieces of tests.")
+def train(argv, before):
+    from hf_tfenc.training.run import main
+
+    if before is not None:
+        before()
+    main(argv)
+
+
+class Run(Processes):
+    """One call of train.py. `before` is called in each process first."""
+
+    def __init__(self, options, log, processes=1, before=None):
+        argv = []
+        for name, value in options.items():
+            argv += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+        super().__init__(train, (argv, before), log, processes)
