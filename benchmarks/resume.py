@@ -33,6 +33,7 @@ from hf_tfenc.tokenization import train_tokenizer
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.checkpointing import OutputFolder, newest_whole
 from hf_tfenc.training.optimization import OPTIMIZERS
+from hf_tfenc.training.state import SCALAR
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +93,9 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     last = newest_whole(folder)
     state = load_file(last / "model.safetensors")
     for path in [*last.glob("optimizer.safetensors"), *sorted((last / "optimizer").glob("*.safetensors"))]:
-        state |= {f"{path.name}:{name}": value for name, value in load_file(path).items()}
+        piece = "" if path.parent == last else f"{path.name}:"
+        for name, value in load_file(path).items():  # what is no piece of a parameter lies in any of the files
+            state[name if name.endswith(SCALAR) else piece + name] = value
     return state
 
 

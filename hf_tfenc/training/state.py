@@ -105,7 +105,7 @@ def _empty_entries(folder: Path, parameters: dict[str, nn.Parameter]) -> dict[st
             names |= set(file.keys())
     return {
         name: torch.zeros(1) if name.endswith(SCALAR) else torch.zeros_like(parameters[name.rsplit("/", 1)[0]].data)
-        for name in names
+        for name in sorted(names)
     }
 
 
