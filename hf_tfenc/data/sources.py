@@ -6,8 +6,9 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,6 +47,89 @@ BLOCK_CHARACTERS = 2000
 BLOCK = re.compile(
     rf"(?s:.{{0,{BLOCK_CHARACTERS - 1}}}(?:\n|\Z)|.{{0,{BLOCK_CHARACTERS - 1}}}\s|.{{{BLOCK_CHARACTERS}}})"
 )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that a task asks for.
+
+    Args:
+        name: what the rows that a task gets call it.
+        kind: what its values are.
+        conventional: names by convention, the first that is there.
+        given: the user's own, where an option names it.
+        option: that option, for messages.
+        required: whether there must be one.
+    """
+
+    name: str
+    kind: Literal["text", "label", "words", "tags", "number"]
+    conventional: tuple[str, ...]
+    given: str | None = None
+    option: str = ""
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a run come from."""
+
+    train_file: FileOption | None = None
+    validation_file: FileOption | None = None
+    test_file: FileOption | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_revision: str | None = None
+    sample_by: SampleBy = "document"
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    validation_share: float = 0.05
+    skip_bad_rows: bool = False
+
+
+def load_splits(source: Source, columns: list[Column], built_in: Callable[[], DatasetDict]) -> DatasetDict:
+    """Splits `train`, `validation` and maybe `test`, with the columns that a task asks for."""
+    if len(columns) == 1 and columns[0].name == "text" and source.test_file is None:
+        return load_text_splits(
+            source.train_file,
+            source.validation_file,
+            columns[0].given,
+            source.sample_by,
+            source.max_train_samples,
+            source.max_eval_samples,
+            source.validation_share,
+        )
+    if source.train_file is None:
+        splits = built_in()
+    else:
+        files = {"train": source.train_file, "validation": source.validation_file, "test": source.test_file}
+        splits = DatasetDict({split: _read_table(split, file) for split, file in files.items() if file is not None})
+        if "validation" not in splits:
+            parts = splits["train"].train_test_split(source.validation_share, seed=0)
+            splits["train"], splits["validation"] = parts["train"], parts["test"]
+    for split, limit in (("train", source.max_train_samples), ("validation", source.max_eval_samples)):
+        if limit is not None and limit < len(splits[split]):
+            splits[split] = splits[split].select(range(limit))
+    return DatasetDict({split: _named_columns(rows, columns) for split, rows in splits.items()})
+
+
+def _read_table(split: str, file: FileOption) -> Dataset:
+    files, kind = _find_files(f"--{split}_file", file)
+    read = {"csv": Dataset.from_csv, "json": Dataset.from_json, "parquet": Dataset.from_parquet}
+    if kind not in read:
+        raise ValueError(f"--{split}_file {_named(files)} is {kind}: this task reads json(l), csv and parquet.")
+    return read[kind](_escaped(files))
+
+
+def _named_columns(rows: Dataset, columns: list[Column]) -> Dataset:
+    chosen = {}
+    for column in columns:
+        there = [name for name in (column.given, *column.conventional) if name in rows.column_names]
+        if there and (column.given is None or there[0] == column.given):
+            chosen[there[0]] = column.name
+        elif column.required or column.given is not None:
+            raise ValueError(f"There is no column {column.given or column.name}: name one with {column.option}.")
+    return rows.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
 
 
 def load_text_splits(

@@ -74,6 +74,13 @@ class BigramModel:
         right = sum(self.guess(inputs[p], inputs[p + 2], hidden) == labels[p] for p in positions)
         return right / max(len(positions), 1)
 
+    def accuracy_from_left(self, left: np.ndarray, targets: np.ndarray) -> float:
+        """Share of `targets` guessed right from the token before each of them alone; both (n,)."""
+        hidden = -1
+        tokens, inverse = np.unique(left, return_inverse=True)
+        guesses = np.array([self.guess(token, hidden, hidden) for token in tokens.tolist()])
+        return float((guesses[inverse] == targets).mean())
+
 
 class _Table:
     """Counts of pairs, by their first token, in sorted arrays: as large as the text, not as the vocabulary squared."""

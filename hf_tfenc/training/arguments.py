@@ -16,9 +16,20 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from ..configuration_tfenc import PROBLEM_TYPES
+from ..data.masking import MASKINGS
 from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
+
+# Options that other tasks would ignore.
+TASK_OPTIONS = {
+    "text_pair_column": ("sequence-classification", "embedding"),
+    "negative_column": ("embedding",),
+    "label_column": ("sequence-classification", "token-classification", "embedding"),
+    "problem_type": ("sequence-classification",),
+    "mlm_masking": ("mlm",),
+}
 
 
 class OptionError(ValueError):
@@ -51,11 +62,23 @@ class DataArguments:
         None, "text, json(l), csv or parquet: files, folders or patterns; without it, the built-in corpus"
     )
     validation_file: list[str] | None = option(None, "the same for held-out text; without it, a share is held out")
-    text_column: str | None = option(None, "the column with the text, where its name does not say so")
+    test_file: list[str] | None = option(None, "the same for text that is looked at once, at the end")
+    dataset_name: str | None = option(None, "a data set on the Hub, or a folder like one, in place of train_file")
+    dataset_config_name: str | None = option(None, "which of its configurations")
+    dataset_revision: str | None = option(None, "which of its commits, branches or tags")
+    text_column: str | None = option(None, "the column with the text (words, anchors), where its name does not say so")
+    text_pair_column: str | None = option(None, "the column with the second text (positives)")
+    negative_column: str | None = option(None, "embedding: the column with hard negatives")
+    label_column: str | None = option(None, "the column with the labels (tags, scores)")
+    skip_bad_rows: bool = option(False, "count rows that cannot be used, and go on without them")
     sample_by: Literal["document", "paragraph", "line"] = option("document", "what is one row of a text file")
     max_train_samples: int | None = option(None, "use this many rows of text and no more")
     max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
     max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
+    problem_type: str | None = option(
+        None, "what the labels of sequences are, where their type does not say so", choices=PROBLEM_TYPES
+    )
+    mlm_masking: str = option("token", "what training masks: tokens, whole words or spans", choices=list(MASKINGS))
     mlm_probability: float = option(0.3, "share of tokens masked in training")
     eval_mlm_probability: float = option(0.15, "share of tokens masked in evaluation, always the same ones")
     dataloader_num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the training process")
@@ -128,6 +151,19 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
                 raise OptionError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if self.max_seq_length < 8:
             raise OptionError(f"--max_seq_length is {self.max_seq_length}; rows need at least 8 tokens.")
+        for name, allowed in (("problem_type", (None, *PROBLEM_TYPES)), ("mlm_masking", tuple(MASKINGS))):
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
+        if self.dataset_name and self.train_file:
+            raise OptionError("--dataset_name and --train_file exclude each other: choose one.")
+        for name in ("dataset_config_name", "dataset_revision"):
+            if getattr(self, name) and not self.dataset_name:
+                raise OptionError(
+                    f"--{name} is {getattr(self, name)!r}; it goes with --dataset_name, which is missing."
+                )
+        for name, tasks in TASK_OPTIONS.items():
+            if getattr(self, name) not in (None, "token") and self.task not in tasks:
+                raise OptionError(f"--{name} is for --task {' and '.join(tasks)}; the task is {self.task}.")
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.push_to_hub and not self.hub_model_id:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from ..configuration_tfenc import TfEncConfig
-from ..data.sources import load_text_splits
+from ..data.sources import Source, load_splits
 from ..data.stdlib_corpus import corpus_info
 from ..presets import preset_config
 from ..publish.card import write_card
@@ -71,16 +72,14 @@ def run(args: Arguments) -> dict[str, Any]:
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        splits = load_text_splits(
-            args.train_file,
-            args.validation_file,
-            text_column=args.text_column,
-            sample_by=args.sample_by,
-            max_train_samples=args.max_train_samples,
-            max_eval_samples=args.max_eval_samples,
+        kind = TASKS[args.task]
+        splits = load_splits(
+            Source(**{field.name: getattr(args, field.name) for field in fields(Source) if hasattr(args, field.name)}),
+            kind.columns(args),
+            kind.built_in,
         )
     tokenizer = make_tokenizer(args, accelerator, splits["train"])
-    task = TASKS[args.task](args, tokenizer)
+    task = kind(args, tokenizer)
     with accelerator.main_process_first():
         encoded = task.encode(splits)
     train_rows, eval_rows = encoded["train"], encoded["validation"]
@@ -102,7 +101,7 @@ def run(args: Arguments) -> dict[str, Any]:
     trainer = Trainer(args, task, model, train_rows, eval_rows, accelerator)
     say(
         f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
-        f"a model that only counts tokens has a loss of {baseline_loss:.3f}"
+        f"a model that only counts has a loss of {baseline_loss:.3f}"
     )
     monitor = Monitor(folder / LOG_FILE, trainer.total_steps, baseline_loss, accelerator.is_main_process)
 
@@ -121,9 +120,13 @@ def run(args: Arguments) -> dict[str, Any]:
     metrics: dict[str, Any] = trainer.evaluate() | results
     if accelerator.is_main_process:
         metrics |= task.baselines(train_rows, eval_rows)
-        if args.train_file is None:
+        if args.train_file is None and args.dataset_name is None and "text" in splits["train"].column_names:
             metrics["corpus"] = corpus_info(splits)  # it differs a little from one Python version to the next
-        metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(train_rows["length"][:]))}
+        metrics |= {
+            "baseline_loss": baseline_loss,
+            "parameters": best.num_parameters(),
+            "train_tokens": int(sum(train_rows["length"][:])),
+        }
         report = finish(args, task, best, eval_rows, metrics, folder)
         say("\n" + report)
         if args.push_to_hub:
@@ -145,7 +148,7 @@ def make_tokenizer(args: Arguments, accelerator: Accelerator, train_texts: Any) 
         return load_tokenizer(named)
     trained: list[Any] = [None]
     if accelerator.is_main_process:
-        texts = (text for batch in train_texts.iter(batch_size=1000) for text in batch["text"])
+        texts = (text for batch in train_texts.iter(batch_size=1000) for text in TASKS[args.task].texts(batch))
         trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
@@ -205,7 +208,7 @@ def finish(
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
-    plot_loss(folder / LOG_FILE, metrics.get("eval_unigram_loss"), folder / "loss.png")
+    plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
     write_card(folder, args, model, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
     return result_text(metrics, folder)
@@ -213,6 +216,10 @@ def finish(
 
 def result_text(metrics: dict[str, Any], folder: Path) -> str:
     """What a run learned, where it lies, and what to do next."""
+    kind = TASKS[metrics["hf_tfenc_task"]]
+    program = "; ".join(
+        ["import hf_tfenc", "from transformers import pipeline", *kind.usage(str(folder)).splitlines()]
+    )
     return "\n".join(
         [
             *metrics["examples"],
@@ -221,10 +228,8 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
             "",
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
-            '  python -c "import hf_tfenc; from transformers import pipeline; '
-            f"print(pipeline('fill-mask', '{folder}')('Return a new [MASK].'))\"",
-            "  accelerate launch train.py --config recipes/classic.yaml",
-            "  accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
+            f"  python -c {shlex.quote(program)}",
+            *(f"  {command}" for command in kind.next_steps(str(folder))),
         ]
     )
 

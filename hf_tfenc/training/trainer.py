@@ -4,7 +4,6 @@ The textbook's loop is `Trainer.train` and `training_step`. What stands around i
 items divided by their number in the whole step, so the gradient does not depend on how the step is split.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from ..data.batching import EvaluationBins, TrainingBins
 from ..data.collators import EncodedRows
-from ..tasks import Task
+from ..tasks import Batch, Task, join
 from .arguments import Arguments
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 
-Batch = dict[str, Tensor]
+DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
 
 
 def training_step(
@@ -33,7 +32,7 @@ def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
-    count_items: Callable[[Batch], Tensor],
+    task: Task,
     max_grad_norm: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One optimizer step over some micro-batches in each process.
@@ -44,17 +43,10 @@ def training_step(
     Returns:
         the mean loss over the items of the whole step, their number, and the norm of the gradient
     """
-    items = torch.stack([count_items(batch) for batch in micro_batches]).sum()
+    items = torch.stack([task.count_items(batch) for batch in micro_batches]).sum()
     items = accelerator.reduce(items, reduction="sum")
-    total = torch.zeros((), device=accelerator.device)
     optimizer.zero_grad()
-    for index, batch in enumerate(micro_batches):
-        last = index == len(micro_batches) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = model(**batch, num_items_in_batch=items).loss
-            # Processes' gradients are averaged; a sum over items needs them added up.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
+    total = task.backward(accelerator, model, micro_batches, items)
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
     optimizer.step()
     return accelerator.reduce(total, reduction="sum"), items, torch.as_tensor(grad_norm)
@@ -166,7 +158,7 @@ class Trainer:
                 tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
                 batches = [self.on_device(batch) for batch in batches]
                 loss, items, grad_norm = training_step(
-                    self.accelerator, self.model, self.optimizer, batches, self.task.count_items, args.max_grad_norm
+                    self.accelerator, self.model, self.optimizer, batches, self.task, args.max_grad_norm
                 )
                 learning_rate = self.schedule.get_last_lr()[0]
                 if not self.accelerator.optimizer_step_was_skipped:  # float16 skips a step that overflowed
@@ -235,9 +227,6 @@ class Trainer:
         self.model.eval()
         # Not the wrapped one, in which processes wait for each other: some may have fewer batches, or none.
         model = self.accelerator.unwrap_model(self.model)
-        sums: dict[str, float] = {}
-        for batch in self.eval_loader:
-            for name, value in self.task.measure(model, self.on_device(batch)).items():
-                sums[name] = sums.get(name, 0) + value
-        of_all = gather_object([sums])
-        return self.task.metrics({name: sum(part.get(name, 0) for part in of_all) for name in of_all[0]})
+        measured = join([self.task.measure(model, self.on_device(batch)) for batch in self.eval_loader])
+        metrics = self.task.metrics(join([part for part in gather_object([measured]) if part]))
+        return {name: float(f"{value:.{DIGITS}g}") for name, value in metrics.items()}

@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from hf_tfenc.data.batching import EvaluationBins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.run import main, run
@@ -91,12 +92,10 @@ def test_the_model_in_the_folder_is_the_one_measured(finished):
     task = MaskedLM(args, AutoTokenizer.from_pretrained(args.output_dir))
     rows = task.encode(load_text_splits(args.train_file, sample_by="line"))["validation"]
     bins = EvaluationBins(rows.with_format("numpy")["length"][:], 3)
-    sums = {}
+    batches = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False))
     with torch.no_grad():
-        for batch in DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False)):
-            for name, value in task.measure(model.eval(), batch).items():
-                sums[name] = sums.get(name, 0) + value
-    assert task.metrics(sums) == pytest.approx({name: metrics[name] for name in task.metrics(sums)}, rel=1e-5)
+        measured = task.metrics(join([task.measure(model.eval(), batch) for batch in batches]))
+    assert measured == pytest.approx({name: metrics[name] for name in measured}, rel=1e-5)
 
 
 def test_the_model_in_the_folder_fills_masks(finished):
