@@ -81,6 +81,7 @@ class DataArguments:
     mlm_masking: str = option("token", "what training masks: tokens, whole words or spans", choices=list(MASKINGS))
     mlm_probability: float = option(0.3, "share of tokens masked in training")
     eval_mlm_probability: float = option(0.15, "share of tokens masked in evaluation, always the same ones")
+    temperature: float = option(0.05, "embedding: what similarities are divided by in the loss")
     dataloader_num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the training process")
 
 
@@ -133,7 +134,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         positive = (
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
-            "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon",
+            "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
