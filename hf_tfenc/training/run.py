@@ -21,7 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from ..configuration_tfenc import TfEncConfig
-from ..data.sources import load_text_splits
+from ..data.sources import TEXT_COLUMNS, Column, Source, load_splits
 from ..data.stdlib_corpus import corpus_info
 from ..presets import preset_config
 from ..publish.card import write_card
@@ -71,14 +71,14 @@ def run(args: Arguments) -> dict[str, Any]:
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        splits = load_text_splits(
-            args.train_file,
-            args.validation_file,
-            text_column=args.text_column,
+        source = Source(
+            train_file=args.train_file,
+            validation_file=args.validation_file,
             sample_by=args.sample_by,
             max_train_samples=args.max_train_samples,
             max_eval_samples=args.max_eval_samples,
         )
+        splits = load_splits(source, [Column("text", "text", TEXT_COLUMNS, args.text_column, "--text_column")])
     tokenizer = make_tokenizer(args, accelerator, splits["train"])
     task = TASKS[args.task](args, tokenizer)
     with accelerator.main_process_first():
