@@ -71,7 +71,7 @@ def find_files(option: str, value: FileOption) -> dict[str | None, list[Path]]:
             if len(splits) > 1:
                 raise ValueError(
                     f"{option} {path}: its files belong to different splits ({', '.join(map(str, splits))}): "
-                    f"give those of one split alone, by a pattern such as '{path}/{next(iter(splits))}*'."
+                    f"give those of one split alone, by a pattern such as '{path}/{next(iter(splits.values()))[0].name}'."
                 )
             files += next(iter(splits.values()))
         elif path.is_file():

@@ -327,7 +327,7 @@ def test_a_folder_without_the_split(write, tmp_path):
     )
     assert sentence([other[0], str(folder)]) == (
         f"--train_file {folder}: its files belong to different splits (test, validation): "
-        f"give those of one split alone, by a pattern such as '{folder}/test*'."
+        f"give those of one split alone, by a pattern such as '{folder}/test.txt'."
     )
 
 
