@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data import stdlib_corpus
+from ..data import stdlib_tasks
 from ..data.collators import Padding, as_tensors
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
@@ -85,7 +85,7 @@ class Embedding(Task):
     @staticmethod
     def built_in() -> DatasetDict:
         """Functions of the standard library, and their docstrings."""
-        return stdlib_corpus.stdlib_pairs()  # type: ignore[attr-defined]
+        return stdlib_tasks.stdlib_pairs()
 
     @staticmethod
     def texts(batch: dict[str, list]) -> Iterable[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List
+from datasets import Dataset, List
 from transformers import PreTrainedConfig
 
 SHOWN = 10  # names in an error message
@@ -11,15 +11,10 @@ SUSPICIOUS = 100  # labels; more than this, and hardly a row for each, are no la
 
 
 class Labels:
-    """Label names in the order of their numbers.
+    """Label names in the order of their numbers."""
 
-    Args:
-        names: the label with number i is names[i].
-        class_names: the names of a source that has numbers alone (`datasets.ClassLabel`).
-    """
-
-    def __init__(self, names: list[str], class_names: list[str] | None = None):
-        self.names, self.class_names = names, class_names
+    def __init__(self, names: list[str]):
+        self.names = names
         self.ids = {name: number for number, name in enumerate(names)}
 
     def __len__(self) -> int:
@@ -32,11 +27,7 @@ class Labels:
         Raises:
             ValueError: there are fewer than two, or so many that the column holds something else.
         """
-        feature = rows.features[column]
-        nested = isinstance(feature, List)
-        leaf = feature.feature if nested else feature
-        if isinstance(leaf, ClassLabel):
-            return cls(list(leaf.names), list(leaf.names))
+        nested = isinstance(rows.features[column], List)
         values: set[Any] = set()
         total = 0
         for batch in rows.select_columns(column).iter(batch_size=1000):
@@ -64,7 +55,7 @@ class Labels:
         Raises:
             ValueError: a label that the training split does not have; `where` names split and row.
         """
-        names = [self.class_names[value] if self.class_names else name_of(value) for value in values]
+        names = [name_of(value) for value in values]
         for name in names:
             if name not in self.ids:
                 known = ", ".join(self.names[:SHOWN]) + (" ..." if len(self) > SHOWN else "")

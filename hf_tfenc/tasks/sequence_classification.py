@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
-from ..data import stdlib_corpus
+from ..data import stdlib_tasks
 from ..data.collators import EncodedRows, RowLabelCollator
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
@@ -74,7 +74,7 @@ class SequenceClassification(Task):
     @staticmethod
     def built_in() -> DatasetDict:
         """Docstrings, and the package each is from."""
-        return stdlib_corpus.stdlib_classification()  # type: ignore[attr-defined]
+        return stdlib_tasks.stdlib_classification()
 
     @staticmethod
     def texts(batch: dict[str, list]) -> Iterable[str]:

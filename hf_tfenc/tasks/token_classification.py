@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data import stdlib_corpus
+from ..data import stdlib_tasks
 from ..data.alignment import word_windows
 from ..data.collators import EncodedRows, PaddedCollator, Row
 from ..data.masking import IGNORE_INDEX
@@ -72,7 +72,7 @@ class TokenClassification(Task):
     @staticmethod
     def built_in() -> DatasetDict:
         """Lines of Python, and what kind of token each part is."""
-        return stdlib_corpus.stdlib_tagging()  # type: ignore[attr-defined]
+        return stdlib_tasks.stdlib_tagging()
 
     @staticmethod
     def texts(batch: dict[str, list]) -> Iterable[str]:

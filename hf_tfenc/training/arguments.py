@@ -155,13 +155,6 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name, allowed in (("problem_type", (None, *PROBLEM_TYPES)), ("mlm_masking", tuple(MASKINGS))):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
-        if self.dataset_name and self.train_file:
-            raise OptionError("--dataset_name and --train_file exclude each other: choose one.")
-        for name in ("dataset_config_name", "dataset_revision"):
-            if getattr(self, name) and not self.dataset_name:
-                raise OptionError(
-                    f"--{name} is {getattr(self, name)!r}; it goes with --dataset_name, which is missing."
-                )
         for name, tasks in TASK_OPTIONS.items():
             if getattr(self, name) not in (None, "token") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {' and '.join(tasks)}; the task is {self.task}.")

@@ -18,6 +18,7 @@ import transformers
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
@@ -71,13 +72,10 @@ def run(args: Arguments) -> dict[str, Any]:
         return finished
     say(device_text(accelerator, set_threads(args, accelerator)))
 
+    kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        kind = TASKS[args.task]
-        splits = load_splits(
-            Source(**{field.name: getattr(args, field.name) for field in fields(Source) if hasattr(args, field.name)}),
-            kind.columns(args),
-            kind.built_in,
-        )
+        source = Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
+        splits = load_splits(source, kind.columns(args), kind.built_in)
     tokenizer = make_tokenizer(args, accelerator, splits["train"])
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
@@ -120,8 +118,11 @@ def run(args: Arguments) -> dict[str, Any]:
     metrics: dict[str, Any] = trainer.evaluate() | results
     if accelerator.is_main_process:
         metrics |= task.baselines(train_rows, eval_rows)
-        if args.train_file is None and args.dataset_name is None and "text" in splits["train"].column_names:
-            metrics["corpus"] = corpus_info(splits)  # it differs a little from one Python version to the next
+        if args.train_file is None and args.dataset_name is None:
+            texts = {split: Dataset.from_dict({"text": [*kind.texts(rows[:])]}) for split, rows in splits.items()}
+            metrics["corpus"] = corpus_info(
+                DatasetDict(texts)
+            )  # it differs a little from one Python version to the next
         metrics |= {
             "baseline_loss": baseline_loss,
             "parameters": best.num_parameters(),

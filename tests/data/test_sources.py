@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_tfenc.data import sources
-from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.data.sources import TEXT_COLUMNS, Column, Source, load_splits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +54,11 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+def load_text_splits(train_file, validation_file=None, text_column=None, **options):
+    source = Source(train_file=train_file, validation_file=validation_file, **options)
+    return load_splits(source, [Column("text", "text", TEXT_COLUMNS, text_column, "--text_column")])
 
 
 TEXTS = ["first row", "second: ünïcode 東京 😀", 'third, with a "quote"', "fourth\nof two lines", "  fifth  "]
@@ -115,12 +119,11 @@ def test_rows_of_plain_text(write, sample_by, rows):
     assert [text.rstrip() for text in splits["train"]["text"]] == [row.rstrip() for row in rows]
 
 
-def test_the_built_in_corpus_without_files(monkeypatch):
+def test_the_built_in_corpus_without_files():
     corpus = DatasetDict(
         {split: Dataset.from_dict({"module": ["m"], "text": [split]}) for split in ("train", "validation")}
     )
-    monkeypatch.setattr(sources, "stdlib_documents", lambda: corpus)
-    splits = load_text_splits(None)
+    splits = load_splits(Source(), [Column("text", "text", ())], built_in=lambda: corpus)
     assert {split: rows.to_dict() for split, rows in splits.items()} == {
         "train": {"text": ["train"]},
         "validation": {"text": ["validation"]},
@@ -152,7 +155,7 @@ def test_files_of_other_kinds_in_a_folder(write, tmp_path, log):
     write("data/a.jsonl", [{"text": "a"}, {"text": "b"}])
     write("data/README.md", "read me")
     load_text_splits(str(tmp_path / "data"))
-    assert log.messages[0] == f"In {tmp_path / 'data'}, 1 files of other kinds are left out (README.md)."
+    assert log.messages[0] == f"In {tmp_path / 'data'}, 1 files are left out (README.md)."
     # Named outright, such a file is plain text.
     splits = load_text_splits(str(tmp_path / "data" / "README.md"), str(tmp_path / "data" / "README.md"))
     assert splits["train"]["text"][:] == ["read me"]
@@ -215,7 +218,7 @@ def test_column_by_convention(write, log, row, column, kind):
     header, cells = (",".join(map(str, part)) for part in (row.keys(), row.values()))
     path = write(f"a.{kind}", f"{header}\n{cells}\n" if kind == "csv" else [row])
     assert load_text_splits(path, path)["train"]["text"][:] == ["yes"]
-    guess = f"--train_file {path}: the text is taken from the column {column!r}; --text_column names another."
+    guess = f"--train_file {path}: columns by convention are {column!r} for text; --text_column names another."
     assert (guess in log.messages) == (column != "text")
 
 
@@ -264,23 +267,75 @@ def test_kinds_that_are_mixed(write, tmp_path):
     assert sentence(str(tmp_path / "data")) == f"--train_file {tmp_path / 'data'}: {mixed}"
 
 
-def test_splits_that_are_mixed(write, tmp_path):
-    for name in ("train-0.txt", "train-1.txt", "validation.txt", "trainspotting.txt"):
-        write(f"data/{name}", name)
+def test_a_folder_of_splits(write, tmp_path, log):
     folder = tmp_path / "data"
+    for name in ("train-0.txt", "train-1.txt", "dev.txt", "Test.txt", "trainspotting.txt"):
+        write(f"data/{name}", name)
+    splits = load_text_splits(str(folder))
+    assert {split: rows["text"][:] for split, rows in splits.items()} == {
+        "train": ["train-0.txt", "train-1.txt"],
+        "validation": ["dev.txt"],
+        "test": ["Test.txt"],
+    }
+    assert log.messages[:2] == [
+        f"In {folder}, 1 files are left out (trainspotting.txt).",
+        f"--train_file {folder}: the splits are taken from its files' names: test from Test.txt, "
+        "validation from dev.txt, train from train-0.txt and 1 more.",
+    ]
+    # A file of its own goes before the folder's, and the folder gives what is asked for.
+    other = write("other.txt", "other")
+    assert load_text_splits(str(folder), other)["validation"]["text"][:] == ["other"]
+    assert load_text_splits(other, str(folder))["validation"]["text"][:] == ["dev.txt"]
+    assert load_text_splits(f"{folder}/train-*", other)["train"]["text"][:] == ["train-0.txt", "train-1.txt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("en_x-ud-train.txt", "en_x-ud-dev.txt", "en_x-ud-test.txt"),
+        ("train/a.txt", "dev/b.txt", "test/c.txt"),
+        ("training.txt", "val.txt", "test_1.txt"),
+        ("mine.train.txt", "mine.valid.txt", "mine17test.txt"),
+    ],
+)
+def test_names_of_splits(write, tmp_path, names):
+    for name in names:
+        write(f"data/{name}", name)
+    splits = load_text_splits(str(tmp_path / "data"))
+    assert [splits[split]["text"][:] for split in ("train", "validation", "test")] == [[name] for name in names]
+
+
+def test_names_that_end_like_splits_by_chance(write, tmp_path):
+    names = ["how-to-cook.txt", "how-to-test.txt", "how-to-train.txt"]
+    for name in names:
+        write(f"data/{name}", name)
+    assert rows_of(load_text_splits(str(tmp_path / "data"))) == names
+
+
+def test_a_folder_without_the_split(write, tmp_path):
+    folder = tmp_path / "data"
+    for name in ("test.txt", "valid.txt"):
+        write(f"data/{name}", name)
     assert sentence(str(folder)) == (
-        f"--train_file {folder}: its files belong to different splits (train-1.txt, validation.txt): "
-        f"give those of one split alone, by a pattern such as '{folder}/train*'."
+        f"--train_file {folder}: its files are for test and validation, and none is for training: "
+        "give those for training by a pattern."
     )
-    splits = load_text_splits(f"{folder}/train-*", f"{folder}/validation*")
-    assert splits["train"]["text"][:] == ["train-0.txt", "train-1.txt"]
+    other = write("other/train.txt", "other"), write("other/test.txt", "other")
+    assert sentence(other[0], str(tmp_path / "other")) == (
+        f"--validation_file {tmp_path / 'other'}: its files are for test and train, and none is for validation: "
+        "give those that you mean by a pattern."
+    )
+    assert sentence([other[0], str(folder)]) == (
+        f"--train_file {folder}: its files belong to different splits (test, validation): "
+        f"give those of one split alone, by a pattern such as '{folder}/test.txt'."
+    )
 
 
 def test_a_folder_without_data(write, tmp_path):
     write("data/README.md", "read me")
     assert sentence(str(tmp_path / "data")) == (
         f"--train_file {tmp_path / 'data'}: the folder holds no file that ends in "
-        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet."
+        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .conll, .bio, .iob, .iob2, .conllu."
     )
 
 
@@ -316,7 +371,7 @@ def test_rows_that_are_not_strings(write, name, rows, number, value):
     path = write(name, rows)
     assert sentence(path) == (
         f"--train_file {path}, row {number}: the column 'text' holds {value}, not a string: "
-        "mend the row or take it out, or name another column with --text_column."
+        "mend the row, leave it out with --skip_bad_rows, or name another column with --text_column."
     )
 
 
@@ -351,8 +406,6 @@ def test_lines_that_are_not_json(write):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", "text,label\na,1\nHello, world,2\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", "text,label\nHello, world,2\na,1\n", "Length of header or names does not match length of data"),
         ("a.csv", 'text,label\n"a,1\n', "EOF inside string"),
         ("a.parquet", b"not parquet", "Parquet magic bytes not found"),
         ("a.json", b'{"text": ', ""),
@@ -423,16 +476,6 @@ def test_a_long_document_is_cut_at_line_breaks(write, log):
     assert log.messages[0] == (
         f"1 rows are too few to hold some out, so they are cut into {len(blocks)} blocks of about 2000 characters."
     )
-
-
-@pytest.mark.parametrize(
-    "document", ["word " * 3000, "x" * 9001, "line\n" * 3000, "short\n" + "y" * 5000 + "\nshort\n", "a\n", "x" * 2000]
-)
-def test_cutting_loses_nothing(document):
-    blocks = sources._cut({"text": [document]})["text"]
-    assert "".join(blocks) == document
-    assert all(0 < len(block) <= 2000 for block in blocks)
-    assert len(blocks) <= len(document) / 1000 + 2
 
 
 def test_documents_are_not_cut_with_a_validation_file(write):

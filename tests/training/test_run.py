@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from hf_tfenc.data.batching import EvaluationBins
 from hf_tfenc.data.collators import EncodedRows
-from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.data.sources import Column, Source, load_splits
 from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
@@ -90,7 +90,8 @@ def test_the_model_in_the_folder_is_the_one_measured(finished):
     args, metrics = finished
     model = AutoModelForMaskedLM.from_pretrained(args.output_dir)
     task = MaskedLM(args, AutoTokenizer.from_pretrained(args.output_dir))
-    rows = task.encode(load_text_splits(args.train_file, sample_by="line"))["validation"]
+    splits = load_splits(Source(train_file=args.train_file, sample_by="line"), [Column("text", "text", ("text",))])
+    rows = task.encode(splits)["validation"]
     bins = EvaluationBins(rows.with_format("numpy")["length"][:], 3)
     batches = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False))
     with torch.no_grad():
