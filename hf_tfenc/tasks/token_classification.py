@@ -51,6 +51,9 @@ class TokenClassification(Task):
     counted = {
         "eval_word_tag_accuracy": "accuracy of each word's commonest tag",
         "eval_word_tag_f1": "F1 of entities by each word's commonest tag",
+        "eval_word_tag_precision": "precision of entities by each word's commonest tag",
+        "eval_word_tag_recall": "recall of entities by each word's commonest tag",
+        "eval_word_tag_loss": "loss of the frequencies of tags",
     }
 
     labels: Labels

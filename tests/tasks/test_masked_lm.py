@@ -22,15 +22,6 @@ from hf_tfenc.training.arguments import Arguments
 ODD_TEXTS = ["a [MASK] spelled out, and [SEP]", "😀 naïve 東京", "word " * 100, "x", "\u200b"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing from more, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def task_of(tokenizer, **options):
     return MaskedLM(Arguments(**{"max_seq_length": 16, "seed": 1, **options}), tokenizer)
 
