@@ -13,7 +13,8 @@ import numpy as np
 
 IGNORE_INDEX = -100
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (Devlin et al. 2019, 3.1)
-SPAN_STOP, LONGEST_SPAN = 0.2, 10  # spans are of 3.8 words on average, at most of 10 (Joshi et al. 2020, 3.1)
+SPAN_LENGTHS = np.arange(1, 11)  # in words, geometric with p = 0.2 up to 10: 3.8 on average (Joshi et al. 2020, 3.1)
+SPAN_SHARES = 0.8**SPAN_LENGTHS / (0.8**SPAN_LENGTHS).sum()
 SPANS_TRIED = 4  # for each word of a row
 
 
@@ -96,7 +97,7 @@ class SpanMasking(TokenMasking):
     ) -> tuple[np.ndarray, np.ndarray]:
         words = split_words(candidates, word_starts)
         tries = SPANS_TRIED * len(words)
-        lengths = np.minimum(random.geometric(SPAN_STOP, size=tries), LONGEST_SPAN).tolist()
+        lengths = random.choice(SPAN_LENGTHS, size=tries, p=SPAN_SHARES).tolist()
         chosen: list[int] = []
         units: list[int] = []
         masked: set[int] = set()

@@ -35,6 +35,7 @@ class CausalLM(LanguageModeling):
     auto_class = AutoModelForCausalLM
     pipeline_tag = "text-generation"
     description = "causal language modelling"
+    epochs = 8
     reported = {
         "eval_accuracy": "next-token accuracy",
         "eval_loss": "loss, nats a token",
@@ -81,6 +82,7 @@ class CausalLM(LanguageModeling):
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
+            verbose=False,  # of texts longer than the model, which windows are for
         )["input_ids"]
         start, end = ([] if token is None else [token] for token in (self.start, self.end))
         capacity = self.args.max_seq_length - len(start)

@@ -32,6 +32,7 @@ class MaskedLM(LanguageModeling):
     auto_class = AutoModelForMaskedLM
     pipeline_tag = "fill-mask"
     description = "masked language modelling"
+    epochs = 8
     reported = {
         "eval_accuracy": "masked-token accuracy",
         "eval_loss": "loss, nats a masked token",

@@ -43,6 +43,7 @@ class SequenceClassification(Task):
     auto_class = AutoModelForSequenceClassification
     pipeline_tag = "text-classification"
     description = "sequence classification"
+    epochs = 4
     reported = {
         "eval_accuracy": "accuracy",
         "eval_macro_f1": "macro F1",

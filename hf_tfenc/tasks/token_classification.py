@@ -41,6 +41,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     pipeline_tag = "token-classification"
     description = "token classification"
+    epochs = 2
     reported = {
         "eval_accuracy": "accuracy, by the word",
         "eval_f1": "F1 of entities",
@@ -150,6 +151,7 @@ class TokenClassification(Task):
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
+            verbose=False,  # of words longer than the model, which windows are for
         )
         return dict(zip(ordered, encoded["input_ids"], strict=True)) if ordered else {}
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +91,9 @@ class OptimizationArguments:
     per_device_train_batch_size: int = option(16, "rows of a micro-batch")
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
-    num_train_epochs: int = option(8, "passes over the training rows")
+    num_train_epochs: int | None = option(
+        None, "passes over the training rows; if not given, as many as suit the task"
+    )
     max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
     optim: str = option("muon", "the optimizer", choices=sorted(OPTIMIZERS))
     learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
@@ -128,6 +131,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = os.path.join("outputs", self.task)
+        if self.num_train_epochs is None and self.task in TASKS:
+            self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
 
     def _refuse(self) -> None:
@@ -157,7 +162,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():
             if getattr(self, name) not in (None, "token") and self.task not in tasks:
-                raise OptionError(f"--{name} is for --task {' and '.join(tasks)}; the task is {self.task}.")
+                raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.push_to_hub and not self.hub_model_id:
@@ -181,6 +186,10 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         options = dataclasses.asdict(self)
         del options["overwrite_output_dir"]  # of one call alone: a second run from the file must not remove the first
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class _Parser(HfArgumentParser):

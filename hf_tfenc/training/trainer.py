@@ -112,7 +112,7 @@ class Trainer:
         self.train_loader = self.loader(train_rows, self.train_bins, training=True)
         self.eval_loader = self.loader(eval_rows, eval_bins, training=False)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
-        self.total_steps = args.max_steps or args.num_train_epochs * self.steps_per_epoch
+        self.total_steps = args.max_steps or (args.num_train_epochs or task.epochs) * self.steps_per_epoch
         self.eval_steps = args.eval_steps or self.steps_per_epoch
 
         model.to(accelerator.device)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
@@ -203,3 +204,57 @@ def test_a_tokenizer_without_mask_token_is_refused(tokenizer):
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]")
     with pytest.raises(ValueError, match=r"no mask token.*--tokenizer_name"):
         task_of(without)
+
+
+# --- Words -----------------------------------------------------------------------------------------------------------
+
+
+def unigram_tokenizer(texts, with_pre_tokenizer):
+    """SentencePiece's kind: ▁ for a space. Without a pre-tokenizer it takes a text for one word."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    backend.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="[UNK]", show_progress=False)
+    )
+    if not with_pre_tokenizer:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([])
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]", model_max_length=64
+    )
+
+
+@pytest.mark.parametrize("kind", ["byte-level-bpe", "wordpiece", "metaspace", "replaced"])
+def test_words_are_found_for_any_tokenizer(texts, kind):
+    texts = [text.replace(".", " .").replace(":", " :") for text in texts[:60]]  # words are what spaces part
+    if kind in ("byte-level-bpe", "wordpiece"):
+        tokenizer = train_tokenizer(texts, 280, kind, model_max_length=64)
+    else:
+        tokenizer = unigram_tokenizer(texts, with_pre_tokenizer=kind == "metaspace")
+    task = task_of(tokenizer, mlm_masking="whole-word", max_seq_length=512)
+    for row, text in zip(
+        task.encode(DatasetDict(train=Dataset.from_dict({"text": texts})))["train"], texts, strict=True
+    ):
+        ids, starts = np.array(row["input_ids"]), np.array(row["word_starts"])
+        ordinary = ~task.is_special[ids]
+        groups = np.split(ids[ordinary], np.flatnonzero(starts[ordinary])[1:])
+        words = [tokenizer.decode(group).replace(" ", "").replace("▁", "") for group in groups]
+        assert words == text.split()
+
+
+@pytest.mark.parametrize("masking", ["whole-word", "span"])
+def test_words_are_masked_in_training_alone(texts, tokenizer, masking):
+    splits = DatasetDict(train=Dataset.from_dict({"text": texts}))
+    task, plain = task_of(tokenizer, mlm_masking=masking), task_of(tokenizer)
+    rows, plain_rows = task.encode(splits)["train"], plain.encode(splits)["train"]
+    assert rows["input_ids"][:] == plain_rows["input_ids"][:] and rows.features["word_starts"].feature.dtype == "bool"
+    batch, other = (evaluation_batch(t, r, 30) for t, r in ((task, rows), (plain, plain_rows)))
+    assert torch.equal(batch["input_ids"], other["input_ids"])  # so that runs can be compared
+    encoded = EncodedRows(rows).__getitems__([(0, row) for row in range(30)])
+    batch = task.collator(training=True)(encoded)
+    for row, labels in zip(encoded, batch["labels"], strict=True):
+        chosen = labels[: len(row["input_ids"])].numpy() >= 0
+        words = row["word_starts"].cumsum()
+        whole = [chosen[words == word].all() for word in np.unique(words[chosen])]
+        assert all(whole) or (len(whole) == 1 and chosen.sum() == max(1, round(0.3 * (len(words) - 2))))

@@ -158,7 +158,11 @@ def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, mo
     metrics = run(args)
     folder = Path(args.output_dir)
     kind = TASKS[name]
-    assert "eval_loss" in metrics and set(kind.counted) & set(metrics) and json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (
+        "eval_loss" in metrics
+        and set(kind.counted) & set(metrics)
+        and json.loads((folder / "metrics.json").read_text()) == metrics
+    )
     card = (folder / "README.md").read_text()
     assert f"pipeline_tag: {kind.pipeline_tag}" in card and kind.usage(str(folder)) in card and "{{" not in card
     assert PIPELINES[case](pipeline(kind.pipeline_tag, str(folder)))
