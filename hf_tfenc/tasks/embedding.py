@@ -30,7 +30,7 @@ ANCHORS = ("anchor", "query", "question", "sentence1", "text1", "premise", *TEXT
 POSITIVES = ("positive", "passage", "context", "answer", "sentence2", "text2", "hypothesis", "text_pair")
 SCORES = ("score", "similarity_score", "similarity")
 PARTS = ("anchor", "positive", "negative")  # the texts of a row, in the order in which a batch has them
-BASELINE_QUERIES = 2000  # of the TF-IDF baseline at most
+BASELINE_QUERIES, BASELINE_ROWS = 2000, 100_000  # asked by the TF-IDF baseline at most, and counted for it
 
 
 class Embedding(Task):
@@ -239,6 +239,7 @@ class Embedding(Task):
 
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """What TF-IDF reaches, on the same tokens: how rare they are is counted in the training rows."""
+        train = train.select(range(min(len(train), BASELINE_ROWS)))
         counts = TfIdf(len(self.tokenizer), [ids for part in self.parts for ids in numpy_column(train, part)])
         texts = np.empty((len(evaluation), len(self.parts)), dtype=object)
         for place, part in enumerate(self.parts):
