@@ -1,5 +1,6 @@
 """Tokenizers: train one on your own text, load one, and measure how much text its tokens stand for."""
 
+import hashlib
 import json
 import logging
 import os
@@ -175,6 +176,14 @@ def encode_rows(
     nobody's text should be able to end a sequence or hide a word in it.
     """
     return tokenizer(texts, text_pairs, split_special_tokens=True, **options)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of how a tokenizer cuts text; the truncation and padding that it was last called with do not count."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -47,8 +47,9 @@ def evaluation_bins(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 class TrainingBins:
     """A batch sampler for one process: its bins of one epoch, each index a pair (epoch, row).
 
-    The epoch travels with the row because masks depend on it, and a worker knows nothing else. Set `epoch`, then
-    iterate. Bins that are missing at an epoch's end are empty lists, so that all processes make the same steps.
+    The epoch travels with the row because masks depend on it, and a worker knows nothing else. `begin` an epoch, at any
+    of its bins, then iterate. Bins that are missing at an epoch's end are empty lists, so that all processes make the
+    same steps.
     """
 
     def __init__(
@@ -62,27 +63,46 @@ class TrainingBins:
     ):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.process_index, self.num_processes = process_index, num_processes
-        bins_per_step = num_processes * accumulation_steps
-        self.steps_per_epoch = math.ceil(number_of_bins(len(lengths), batch_size) / bins_per_step)
-        self.bins_per_epoch = self.steps_per_epoch * bins_per_step  # the empty ones included
-        self.epoch = 0
+        self.bins_per_epoch = number_of_bins(len(lengths), batch_size)
+        self.bins_per_step = num_processes * accumulation_steps
+        self.steps_per_epoch = self.steps_after(0)
+        self.begin(0)
+
+    def steps_after(self, consumed: int) -> int:
+        """Optimizer steps that an epoch still has when so many of its bins are consumed."""
+        return math.ceil((self.bins_per_epoch - consumed) / self.bins_per_step)
+
+    def begin(self, epoch: int, consumed: int = 0) -> None:
+        """Let the next pass be over `epoch`, without the bins that all processes have consumed of it already."""
+        self.epoch, self.consumed = epoch, consumed
+
+    def rows(self, epoch: int, first: int) -> list[int]:
+        """The rows, in all processes, of the step that begins with the bin `first`."""
+        bins = epoch_bins(self.lengths, self.batch_size, self.seed, epoch)
+        return [int(row) for rows in bins[first : first + self.bins_per_step] for row in rows]
 
     def __len__(self) -> int:
-        return self.bins_per_epoch // self.num_processes
+        return self.steps_after(self.consumed) * self.bins_per_step // self.num_processes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         bins = epoch_bins(self.lengths, self.batch_size, self.seed, self.epoch)
-        for index in range(self.process_index, self.bins_per_epoch, self.num_processes):
+        first = self.consumed + self.process_index
+        for index in range(first, first + len(self) * self.num_processes, self.num_processes):
             yield [(self.epoch, int(row)) for row in bins[index]] if index < len(bins) else []
 
 
 class EvaluationBins:
-    """A batch sampler for one process: its share of `evaluation_bins`; no row is seen twice."""
+    """A batch sampler for one process: its share of `evaluation_bins`; no row is seen twice.
+
+    All processes have the same number of bins, empty ones at the end, for a sharded model runs in all of them at once.
+    """
 
     EPOCH = 2**63  # no training epoch, so evaluation masks are their own
 
     def __init__(self, lengths: np.ndarray, batch_size: int, process_index: int = 0, num_processes: int = 1):
-        self.bins = evaluation_bins(lengths, batch_size)[process_index::num_processes]
+        bins = evaluation_bins(lengths, batch_size)
+        bins += [np.array([], dtype=np.int64)] * (-len(bins) % num_processes)
+        self.bins = bins[process_index::num_processes]
 
     def __len__(self) -> int:
         return len(self.bins)

@@ -69,7 +69,7 @@ class Embedding(Task):
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
         super().__init__(args, tokenizer)
         self.scored, self.score_range = False, (0.0, 1.0)
-        self.parts: tuple[str, ...] = PARTS[:2]
+        self.token_columns = PARTS[:2]
 
     # --- Rows and batches ---
 
@@ -105,10 +105,10 @@ class Embedding(Task):
         """
         first = splits.get("train", next(iter(splits.values())))
         self.scored = "score" in first.column_names
-        self.parts = tuple(part for part in PARTS if part in first.column_names)
+        self.token_columns = tuple(part for part in PARTS if part in first.column_names)
         if self.scored:
-            self.parts = PARTS[:2]
-        needed = {*self.parts, *["score"] * self.scored}
+            self.token_columns = PARTS[:2]
+        needed = {*self.token_columns, *["score"] * self.scored}
         for split, rows in splits.items():
             if missing := needed - set(rows.column_names):
                 raise ValueError(
@@ -119,11 +119,11 @@ class Embedding(Task):
             self.score_range = float(scores.min()), float(scores.max())
             if not self.score_range[0] < self.score_range[1]:
                 raise ValueError(f"All training scores are {scores[0]}; there is nothing to learn from them.")
-        features = {part: self.id_feature() for part in self.parts} | {"length": Value("int32")}
+        features = {part: self.id_feature() for part in self.token_columns} | {"length": Value("int32")}
         if self.scored:
             features["score"] = Value("float32")
         return self.map_rows(
-            splits, self._rows, Features(features), self.parts, self.score_range if self.scored else None
+            splits, self._rows, Features(features), self.token_columns, self.score_range if self.scored else None
         )
 
     def adopt(self, config: PreTrainedConfig) -> None:
@@ -139,7 +139,7 @@ class Embedding(Task):
                 return_attention_mask=False,
                 return_token_type_ids=False,
             )["input_ids"]
-            for part in self.parts
+            for part in self.token_columns
         }
         rows: dict[str, list] = dict(encoded)
         rows["length"] = [sum(map(len, ids)) for ids in zip(*encoded.values(), strict=True)]
@@ -152,7 +152,7 @@ class Embedding(Task):
         return rows
 
     def collator(self, training: bool) -> "TextsCollator":
-        return TextsCollator(self.tokenizer.pad_token_id, self.args.max_seq_length, self.parts)
+        return TextsCollator(self.tokenizer.pad_token_id, self.args.max_seq_length, self.token_columns)
 
     # --- Loss ---
 
@@ -240,9 +240,9 @@ class Embedding(Task):
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """What TF-IDF reaches, on the same tokens: how rare they are is counted in the training rows."""
         train = train.select(range(min(len(train), BASELINE_ROWS)))
-        counts = TfIdf(len(self.tokenizer), [ids for part in self.parts for ids in numpy_column(train, part)])
-        texts = np.empty((len(evaluation), len(self.parts)), dtype=object)
-        for place, part in enumerate(self.parts):
+        counts = TfIdf(len(self.tokenizer), [ids for part in self.token_columns for ids in numpy_column(train, part)])
+        texts = np.empty((len(evaluation), len(self.token_columns)), dtype=object)
+        for place, part in enumerate(self.token_columns):
             for row, ids in enumerate(numpy_column(evaluation, part)):
                 texts[row, place] = ids
         if self.scored:
@@ -260,7 +260,7 @@ class Embedding(Task):
         return {f"eval_tfidf_{name}": value for name, value in found.scores().items()}
 
     def _keys(self, rows: Dataset) -> np.ndarray:
-        return np.stack([[text_key(ids) for ids in numpy_column(rows, part)] for part in self.parts], axis=1)
+        return np.stack([[text_key(ids) for ids in numpy_column(rows, part)] for part in self.token_columns], axis=1)
 
     # --- What it learned, to look at ---
 

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.sources import Column
+from ..tokenization import tokenizer_digest
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -41,6 +41,8 @@ class Task(ABC):
     counted: ClassVar[dict[str, str]]  # the same for `baselines`
     epochs: ClassVar[int]  # over the built-in corpus, or any where no option says how many: some minutes on a laptop
     config_options: dict[str, Any] = {}  # set in the model's configuration; settled once rows are encoded
+
+    token_columns: tuple[str, ...] = ("input_ids",)  # of encoded rows
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
         self.args, self.tokenizer = args, tokenizer
@@ -158,10 +160,7 @@ class Task(ABC):
 
     def _fingerprint(self, rows: Dataset, *settings: Any) -> str:
         # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
-        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-        key = [type(self).__name__, 1, rows._fingerprint, backend.to_str(), self.args.max_seq_length]
+        key = [type(self).__name__, 1, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
         return Hasher.hash([*key, *settings])
 
     def segments(self) -> bool:

@@ -31,6 +31,8 @@ TASK_OPTIONS = {
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
 }
+# Options of one call alone: a second run from the written file must not do the same once more.
+ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes")
 
 
 class OptionError(ValueError):
@@ -114,6 +116,13 @@ class RunArguments:
     overwrite_output_dir: bool = option(False, "remove what an earlier run left there")
     eval_steps: int | None = option(None, "steps between evaluations; without it, once an epoch")
     logging_steps: int = option(20, "steps between lines of log.jsonl")
+    save_steps: int | None = option(None, "steps between checkpoints; without it, one after each evaluation")
+    save_total_limit: int = option(2, "checkpoints that stay, besides the one of the best model")
+    resume_from_checkpoint: str = option(
+        "auto", "auto goes on from the newest whole checkpoint of output_dir; none, or the path of one"
+    )
+    resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
+    max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
     load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")
     seed: int = option(42, "of weights, order, masks and dropout")
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
@@ -138,8 +147,9 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
     def _refuse(self) -> None:
         positive = (
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
-            "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
-            "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
+            "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
+            "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
+            "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -184,7 +194,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
     def to_yaml(self) -> str:
         """All options of the run, to be read again with `--config`."""
         options = dataclasses.asdict(self)
-        del options["overwrite_output_dir"]  # of one call alone: a second run from the file must not remove the first
+        for name in ONE_CALL:
+            del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 

@@ -1,19 +1,21 @@
 """What one sees of a run: a progress bar or plain lines, and log.jsonl."""
 
+import errno
 import json
 import math
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
-STUCK_SHARE, STUCK_MARGIN = (
-    0.2,
-    0.02,
-)  # after this share of steps, a loss this near the baseline has learned nothing
+# After this share of the steps, a loss this near the baseline has learned nothing.
+STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02
+SKIPS_SAID = 3
 
 
 class Monitor:
@@ -23,14 +25,36 @@ class Monitor:
         log_file: where one JSON object a logged step is appended.
         total_steps: optimizer steps of the run.
         baseline_loss: what a model that only counts reaches; the line that training must leave below it.
+        step: after which step the run goes on.
+        log_bytes: where the log stood then. What was logged later is cut off, for these steps are made again.
     """
 
-    def __init__(self, log_file: Path, total_steps: int, baseline_loss: float, active: bool):
+    def __init__(
+        self,
+        log_file: Path,
+        total_steps: int,
+        baseline_loss: float,
+        active: bool,
+        step: int = 0,
+        log_bytes: int = 0,
+    ):
         self.active, self.total_steps, self.baseline_loss = active, total_steps, baseline_loss
         self.terminal = active and sys.stderr.isatty()
-        self.bar = tqdm(total=total_steps, disable=not self.terminal, unit="step", dynamic_ncols=True, smoothing=0.05)
-        self.log = log_file.open("a", encoding="utf-8") if active else None
+        self.bar = tqdm(
+            total=total_steps,
+            initial=step,
+            disable=not self.terminal,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        self.log = log_file.open("ab", buffering=0) if active else None
+        self.log_bytes = 0
+        if self.log is not None:
+            self.log_bytes = min(log_bytes, self.log.seek(0, os.SEEK_END))
+            self.log.truncate(self.log_bytes)
         self.started = self.last_line = time.monotonic()
+        self.first_step = step
         self.warned = False
 
     def step(self, step: int) -> None:
@@ -51,7 +75,11 @@ class Monitor:
             self.bar.set_description_str(line)
         elif time.monotonic() - self.last_line > PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()
-            left = (self.last_line - self.started) * (self.total_steps / record["step"] - 1)
+            left = (
+                (self.last_line - self.started)
+                * (self.total_steps - record["step"])
+                / (record["step"] - self.first_step)
+            )
             self.say(f"step {record['step']}/{self.total_steps} · {line} · {clock(left)} left")
         if not self.warned and record["step"] >= STUCK_SHARE * self.total_steps:
             self.warned = True
@@ -77,11 +105,37 @@ class Monitor:
         self.write(record)
         self.say(f"epoch {record['epoch']:g}: average loss {record['train_loss']:.3f}")
 
+    def skipped(self, record: dict[str, Any], grad_norm: float, in_a_row: int) -> None:
+        """A step that was skipped, with the rows it was made of. Only the first few in a row are said aloud."""
+        self.write(record)
+        if in_a_row > SKIPS_SAID:
+            return
+        rows = record["rows"]
+        self.say(
+            f"step {record['step']} is skipped: its loss is {record['loss']:g} and the norm of its gradient "
+            f"{grad_norm:g}, over the rows {', '.join(map(str, rows[:8]))}{', …' * (len(rows) > 8)} of the training split."
+        )
+
     def write(self, record: dict[str, Any]) -> None:
+        """Append a line to the log. Training goes on where the disk is full, and so does the log when it no longer is."""
+        if self.log is None:
+            return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        line = (json.dumps(finite) + "\n").encode()
+        try:
+            self.log.truncate(self.log_bytes)  # half a line that did not fit before
+            if self.log.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.log_bytes += len(line)
+        except OSError as error:
+            self.say(f"A line of {self.log.name} is lost: {error.strerror or error}.")
+
+    def sync(self) -> int:
+        """Bring the log to the disk, and return its length in bytes."""
         if self.log is not None:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            self.log.write(json.dumps(finite) + "\n")
-            self.log.flush()
+            with suppress(OSError):  # a full disk costs lines, and stops nothing
+                os.fsync(self.log.fileno())
+        return self.log_bytes
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import datasets
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
@@ -32,105 +32,121 @@ from ..publish.plots import plot_loss
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments, OptionError, parse_arguments
-from .checkpointing import save_model, write_text
+from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
-from .trainer import Trainer
+from .preflight import check_folder, check_rows, check_space
+from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
+from .signals import EXIT_CODE, Interrupted, StopSignals
+from .trainer import Progress, Trainer
 
-CONFIG_FILE, LOG_FILE, METRICS_FILE = "train_config.yaml", "log.jsonl", "metrics.json"
-SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "log.jsonl"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The program. A user's mistake ends it with one line and exit code 2, Ctrl-C with one line and 130."""
+    """The program.
+
+    It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and the
+    same command goes on, and with 130 for Ctrl-C before there was anything to save.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"  # what all processes meet with is said by one
     try:
         run(parse_arguments(argv))
+    except Interrupted as stopped:
+        if speaks:
+            print(f"{stopped} The same command goes on from there.", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except (ValueError, OSError, StrictDataclassError) as error:
         if "HF_TFENC_TRACEBACK" in os.environ:
             raise
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        if speaks or not isinstance(error, OptionError):
+            print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("Stopped. A model that was saved before stays in the output folder.", file=sys.stderr)
+        if speaks:
+            print("Stopped. What was saved before stays in the output folder.", file=sys.stderr)
         sys.exit(130)
 
 
 def run(args: Arguments) -> dict[str, Any]:
-    """Train as `args` say. Returns the metrics, which also stand in the output folder's metrics.json.
+    """Train as `args` say, or go on where an earlier call stopped.
+
+    Returns:
+        the metrics, which also stand in the output folder's metrics.json
 
     Raises:
-        OptionError, ValueError, OSError: one sentence, before training starts.
+        OptionError, ValueError, OSError: one sentence, before training starts where that can be.
+        Interrupted: after a signal, with everything saved.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
+    signals = StopSignals()
+    # None leaves it to `accelerate launch`.
+    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
-    if (finished := finished_metrics(args, folder)) is not None:
-        say(f"{folder} holds this run, finished:\n")
-        say(result_text(finished, folder))
-        say(f"\nTo run it again: {launch_command(args, overwrite=True)}")
-        return finished
+    start: Start = on_main(accelerator, lambda: find_start(args, folder))
+    check_options(start, args, accelerator.num_processes)
+    check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
         source = Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
         splits = load_splits(source, kind.columns(args), kind.built_in)
-    tokenizer = make_tokenizer(args, accelerator, splits["train"])
+    saved = folder if start.finished else start.checkpoint
+    tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
-        encoded = task.encode(splits)
-    train_rows, eval_rows = encoded["train"], encoded["validation"]
-    for name, rows in encoded.items():
-        say(f"{name}: {len(splits[name]):,} texts, {len(rows):,} rows, {sum(rows['length'][:]):,} tokens")
+        rows = task.encode(splits)
+    for name, encoded in rows.items():
+        say(f"{name}: {len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens")
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    model = make_model(args, task, tokenizer)
-    say(f"{args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
+    model = make_model(args, task, tokenizer, saved)
+    check_rows(rows, model, tokenizer, task.token_columns)
+    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
     args.learning_rate = peak_learning_rate(model, args)
-    baseline_loss = task.baseline_loss(train_rows, eval_rows)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
-    if accelerator.is_main_process:
-        if args.overwrite_output_dir and folder.exists():  # not earlier: what could fail has not
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG_FILE, args.to_yaml())
-    trainer = Trainer(args, task, model, train_rows, eval_rows, accelerator)
-    say(
-        f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
-        f"a model that only counts has a loss of {baseline_loss:.3f}"
-    )
-    monitor = Monitor(folder / LOG_FILE, trainer.total_steps, baseline_loss, accelerator.is_main_process)
-
-    def keep(best: PreTrainedModel) -> None:
-        if accelerator.is_main_process:
-            save_model(best, tokenizer, folder)
-
-    try:
-        results = trainer.train(monitor, keep)
-    finally:
-        monitor.close()
-
-    accelerator.wait_for_everyone()
-    best = accelerator.unwrap_model(trainer.model)
-    best.load_state_dict(type(best).from_pretrained(folder).state_dict())
-    metrics: dict[str, Any] = trainer.evaluate() | results
-    if accelerator.is_main_process:
-        metrics |= task.baselines(train_rows, eval_rows)
+    facts = run_facts(args, model.config, tokenizer, rows, accelerator)
+    progress = Progress(**start.state.get("progress", {}))
+    if not check_same_run(start, facts, args):
+        progress.consumed_bins = 0  # the rows of this epoch are others
+    if start.elsewhere is not None:
+        progress.best_loss = None
+        logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
+    trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
+    with signals:
+        if start.finished:
+            say(f"{folder} holds this run, finished; it is measured once more.")
+            metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        else:
+            on_main(accelerator, lambda: prepare_folder(args, folder, model, start, progress.global_step))
+            output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
+            baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
+            metrics = {"baseline_loss": baseline_loss} | train(trainer, output, baseline_loss, start)
+        accelerator.wait_for_everyone()
+        best = load_best(args, task, folder).to(accelerator.device)
+        measured = trainer.evaluate(signals, best)
+    if measured is None:
+        raise Interrupted("Stopped while the finished model was measured.")
+    metrics |= measured
+    if accelerator.is_main_process and not start.finished:
+        metrics |= task.baselines(rows["train"], rows["validation"])
         if args.train_file is None and args.dataset_name is None:
-            texts = {split: Dataset.from_dict({"text": [*kind.texts(rows[:])]}) for split, rows in splits.items()}
+            texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
             metrics["corpus"] = corpus_info(
                 DatasetDict(texts)
             )  # it differs a little from one Python version to the next
-        metrics |= {
-            "baseline_loss": baseline_loss,
-            "parameters": best.num_parameters(),
-            "train_tokens": int(sum(train_rows["length"][:])),
-        }
-        report = finish(args, task, best, eval_rows, metrics, folder)
-        say("\n" + report)
-        if args.push_to_hub:
+        metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
+        finish(args, task, best, rows["validation"], metrics, folder)
+    if accelerator.is_main_process:
+        say("\n" + result_text(metrics, folder))
+        if start.finished:
+            say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
+        elif args.push_to_hub:
             say(push_folder(folder, str(args.hub_model_id)))
     # torch may hang where a DistributedDataParallel model is freed after the processes have parted.
     del trainer
@@ -139,12 +155,48 @@ def run(args: Arguments) -> dict[str, Any]:
     return metrics
 
 
+def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: Start) -> dict[str, Any]:
+    """Train to the end, from the beginning or from a checkpoint."""
+    accelerator, step = trainer.accelerator, trainer.progress.global_step
+    accelerator.print(
+        f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
+        f"a model that only counts has a loss of {baseline_loss:.3f}"
+    )
+    if start.checkpoint is not None:
+        trainer.restore(start.checkpoint, start.state)
+        accelerator.print(f"It goes on from {start.checkpoint}, after step {step:,}.")
+    log_file, is_main, log_bytes = output.path / LOG_FILE, accelerator.is_main_process, start.state.get("log_bytes", 0)
+    monitor = Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)
+    try:
+        return trainer.train(monitor, output)
+    finally:
+        monitor.close()
+
+
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
 
 
-def make_tokenizer(args: Arguments, accelerator: Accelerator, train_texts: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer the options name, or one trained on the training split alone, the same in all processes."""
-    named = args.tokenizer_name or args.model_name_or_path
+def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """What `work` returns in the main process, in all of them; what it raises is raised in all as OptionError."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise OptionError(outcome[1])
+    return outcome[0]
+
+
+def make_tokenizer(
+    args: Arguments, accelerator: Accelerator, train_texts: Any, saved: Path | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer the options name, the one that a run saved, or one trained on the training split alone."""
+    named = args.tokenizer_name or args.model_name_or_path or saved
     if named is not None:
         return load_tokenizer(named)
     trained: list[Any] = [None]
@@ -155,8 +207,10 @@ def make_tokenizer(args: Arguments, accelerator: Accelerator, train_texts: Any) 
     return trained[0]
 
 
-def make_model(args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model the options name, or a new one of the preset's shape.
+def make_model(
+    args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase, saved: Path | None = None
+) -> PreTrainedModel:
+    """The model the options name, or a new one of the preset's shape; with the weights of `saved`, if given.
 
     Raises:
         OptionError: the model is none of ours, the tokenizer has more tokens than it, or rows are longer than its
@@ -164,17 +218,22 @@ def make_model(args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase) 
     """
     overrides = task.config_options | args.parsed_config_overrides()
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    weights = saved or args.model_name_or_path
     if args.model_name_or_path is not None:
-        kind = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False).model_type
+        kind = AutoConfig.from_pretrained(weights, trust_remote_code=False).model_type
         if kind != TfEncConfig.model_type:
             raise OptionError(
                 f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
                 f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
             )
-        model = task.auto_class.from_pretrained(args.model_name_or_path, **overrides, **attention)
+        model = task.auto_class.from_pretrained(weights, **overrides, **attention)
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
-        model = task.auto_class.from_config(config, **attention)
+        model = (
+            task.auto_class.from_config(config, **attention)
+            if weights is None
+            else task.auto_class.from_pretrained(weights, config=config, **attention)
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise OptionError(
             f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
@@ -186,6 +245,36 @@ def make_model(args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase) 
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )
     return model
+
+
+def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
+    """The model at the top of an output folder. Raises OSError where none could be saved there."""
+    if not (folder / "model.safetensors").exists():
+        raise OSError(
+            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and give the same "
+            "command again, which goes on from the last checkpoint."
+        )
+    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    return task.auto_class.from_pretrained(folder, **attention)
+
+
+def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start: Start, step: int) -> None:
+    """Make the output folder ready for the first step, now that what could fail has not.
+
+    Raises:
+        OptionError: the disk is too full.
+    """
+    if args.overwrite_output_dir and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_space(folder, model)
+    tidy(folder)
+    if aside := set_aside_newer(folder, step if start.checkpoint else -1):
+        logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    write_text(folder / CONFIG_FILE, args.to_yaml())
+    if start.elsewhere is not None and (start.elsewhere / LOG_FILE).exists():
+        shutil.copy(start.elsewhere / LOG_FILE, folder / LOG_FILE)
 
 
 def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -204,15 +293,14 @@ def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> di
 
 def finish(
     args: Arguments, task: Task, model: PreTrainedModel, eval_rows: Any, metrics: dict[str, Any], folder: Path
-) -> str:
-    """Write metrics, picture and card, and return what is printed at the end."""
+) -> None:
+    """Write metrics, picture and card."""
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
     write_card(folder, args, model, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
-    return result_text(metrics, folder)
 
 
 def result_text(metrics: dict[str, Any], folder: Path) -> str:
@@ -233,33 +321,6 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             *(f"  {command}" for command in kind.next_steps(str(folder))),
         ]
     )
-
-
-def finished_metrics(args: Arguments, folder: Path) -> dict[str, Any] | None:
-    """The metrics of this very run where it is finished; None where the folder is free.
-
-    Raises:
-        OptionError: the folder holds something else.
-    """
-    config, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    if not folder.is_dir() or not config.exists():
-        raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
-    if args.overwrite_output_dir:
-        return None
-    if not metrics.exists():
-        raise OptionError(
-            f"--output_dir {folder} holds an unfinished run: --overwrite_output_dir removes it and starts afresh."
-        )
-    now, before = yaml.safe_load(args.to_yaml()), yaml.safe_load(config.read_text(encoding="utf-8"))
-    for name, value in now.items():
-        if before.get(name) != value and not (value is None and name in SETTLED):
-            raise OptionError(
-                f"--output_dir {folder} holds a finished run with {name} {before.get(name)}, not {value}: choose "
-                "another folder, or remove that run with --overwrite_output_dir."
-            )
-    return json.loads(metrics.read_text(encoding="utf-8"))
 
 
 def launch_command(args: Arguments, overwrite: bool = False) -> str:

@@ -7,24 +7,39 @@ items divided by their number in the whole step, so the gradient does not depend
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from ..data.batching import EvaluationBins, TrainingBins
 from ..data.collators import EncodedRows
 from ..tasks import Batch, Task, join
 from .arguments import Arguments
+from .checkpointing import OutputFolder, restore_state
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
+from .signals import Interrupted, StopSignals, ignore_in_worker
 
 DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step tells, the same in all processes."""
+
+    loss: Tensor  # mean over the items of the whole step
+    items: Tensor  # their number
+    grad_norm: Tensor
+    finite: bool  # else the step was skipped, and the weights are as they were
+    stop: bool  # whether any process has been asked to stop
 
 
 def training_step(
@@ -34,22 +49,24 @@ def training_step(
     micro_batches: list[Batch],
     task: Task,
     max_grad_norm: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    stop: Callable[[], bool] = lambda: False,
+) -> StepResult:
     """One optimizer step over some micro-batches in each process.
 
     All processes meet here three times: to count items, to add up gradients (in the last micro-batch's backward pass),
-    and to add up the loss.
-
-    Returns:
-        the mean loss over the items of the whole step, their number, and the norm of the gradient
+    and to add up the loss and hear whether one of them was asked to `stop`. A step whose loss or gradient is not finite is skipped by all of them.
     """
     items = torch.stack([task.count_items(batch) for batch in micro_batches]).sum()
     items = accelerator.reduce(items, reduction="sum")
     optimizer.zero_grad()
     total = task.backward(accelerator, model, micro_batches, items)
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    optimizer.step()
-    return accelerator.reduce(total, reduction="sum"), items, torch.as_tensor(grad_norm)
+    total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
+    grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
+    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+    finite, stopping = torch.stack([torch.isfinite(total + grad_norm), stops > 0]).tolist()  # waits for the device
+    if finite or accelerator.scaler is not None:  # float16's loss scaling skips by itself, and lowers the scale
+        optimizer.step()
+    return StepResult(total, items, grad_norm, finite, stopping)
 
 
 def in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -59,13 +76,34 @@ def in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
+@dataclass
+class Progress:
+    """Where a run is: with weights, optimizer and random numbers, all that its next step depends on."""
+
+    global_step: int = 0
+    epoch: int = 0
+    consumed_bins: int = 0  # of this epoch
+    evaluation_due: bool = False  # after this step, and not yet made
+    best_loss: float | None = None
+    best_step: int = 0
+    skipped_in_a_row: int = 0
+    tokens: int = 0
+    epoch_loss: float = 0.0  # summed over the items of this epoch, up to the last logged step
+    epoch_items: int = 0
+    logged_loss: float = 0.0  # the same since the last logged step
+    logged_items: int = 0
+    logged_tokens: int = 0
+    train_loss: float = 0.0  # mean of the last finished epoch
+    seconds: float = 0.0  # of training, evaluations included
+
+
 class Totals:
     """Sums since the last logged step, kept on the device so that a step need not wait for it."""
 
-    def __init__(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.items: Tensor | int = 0
-        self.tokens = 0
+    def __init__(self, loss: float = 0.0, items: int = 0, tokens: int = 0) -> None:
+        self.loss: Tensor | float = loss
+        self.items: Tensor | int = items
+        self.tokens = self.tokens_before = tokens
         self.started = time.monotonic()
 
     def add(self, loss: Tensor, items: Tensor, tokens: int) -> None:
@@ -74,18 +112,23 @@ class Totals:
         self.items = self.items + items
         self.tokens += tokens
 
-    def read(self) -> tuple[float, int, int, float]:
-        """Summed loss, items, tokens of all processes, and seconds. The CPU waits for the device here."""
-        tokens = sum(gather_object([self.tokens]))
-        return float(self.loss), int(self.items), tokens, time.monotonic() - self.started
+    def read(self) -> tuple[float, int, int]:
+        """Summed loss, items, and tokens of all processes. The CPU waits for the device here."""
+        return float(self.loss), int(self.items), sum(gather_object([self.tokens]))
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """The speed at which `tokens` in all processes were worked on; those before an interruption do not count."""
+        return (tokens - self.tokens_before) / (time.monotonic() - self.started)
 
 
 class Trainer:
-    """Trains a model on encoded rows, evaluates it now and then, and tells the caller which model is the best.
+    """Trains a model on encoded rows, evaluates and saves it now and then, and keeps the best one.
 
     Args:
         model: a head of the encoder, on any device.
         train_rows, eval_rows: what `task.encode` returned.
+        signals: what asks the run to stop.
+        progress: where the run is, if it goes on from a checkpoint.
     """
 
     def __init__(
@@ -96,8 +139,12 @@ class Trainer:
         train_rows: Dataset,
         eval_rows: Dataset,
         accelerator: Accelerator,
+        signals: StopSignals | None = None,
+        progress: Progress | None = None,
     ):
         self.args, self.task, self.accelerator = args, task, accelerator
+        self.signals = signals or StopSignals()
+        self.progress = progress or Progress()
         processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
         self.train_bins = TrainingBins(
             train_rows.with_format("numpy")["length"][:],
@@ -106,21 +153,27 @@ class Trainer:
             args.gradient_accumulation_steps,
             **processes,
         )
-        eval_bins = EvaluationBins(
+        self.eval_bins = EvaluationBins(
             eval_rows.with_format("numpy")["length"][:], args.per_device_eval_batch_size, **processes
         )
         self.train_loader = self.loader(train_rows, self.train_bins, training=True)
-        self.eval_loader = self.loader(eval_rows, eval_bins, training=False)
+        self.eval_loader = self.loader(eval_rows, self.eval_bins, training=False)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
-        self.total_steps = args.max_steps or (args.num_train_epochs or task.epochs) * self.steps_per_epoch
-        self.eval_steps = args.eval_steps or self.steps_per_epoch
+        self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
         model.to(accelerator.device)
         optimizer = OPTIMIZERS[args.optim](model, args)
         # The schedule stays unprepared: a prepared one would step once for each process.
         self.schedule = make_schedule(optimizer, args, self.total_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.global_step, self.best_loss = 0, float("inf")
+        self.totals, self.started = Totals(), time.monotonic()
+        self.learning_rate: float | Tensor = 0.0  # of the last step
+        self.grad_norm = torch.zeros(())
+
+    def steps_left(self) -> int:
+        """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
+        epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
+        return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
 
     def loader(self, rows: Dataset, bins: Any, training: bool) -> DataLoader:
         """Batches in the order of `bins`. Accelerate shards no loader: the bins are this process's own already."""
@@ -133,100 +186,232 @@ class Trainer:
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # else each pass would draw from the numbers that dropout draws from
+            worker_init_fn=ignore_in_worker,
         )
 
     def on_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def due(self, every: int) -> bool:
-        """Whether something that happens each `every` steps, and at the end, happens after this step."""
-        return self.global_step % every == 0 or self.global_step == self.total_steps
+    # --- Training ---
 
-    def train(self, monitor: Monitor, keep: Callable[[nn.Module], None]) -> dict[str, float]:
-        """Epochs of steps. `keep` is handed the model each time it is the best one so far.
+    def train(self, monitor: Monitor, output: OutputFolder) -> dict[str, float]:
+        """Epochs of steps, evaluations and checkpoints.
 
         Returns:
             `train_loss` (the last epoch's average), `train_runtime` in seconds with evaluations, `train_steps` and
             `train_tokens_per_second`
-        """
-        args, started, all_tokens, average = self.args, time.monotonic(), 0, 0.0
-        for epoch in range(-(-self.total_steps // self.steps_per_epoch)):
-            self.train_bins.epoch = epoch
-            self.model.train()
-            epoch_loss, epoch_items, totals = 0.0, 0, Totals()
-            for batches in in_groups(self.train_loader, args.gradient_accumulation_steps):
-                tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-                batches = [self.on_device(batch) for batch in batches]
-                loss, items, grad_norm = training_step(
-                    self.accelerator, self.model, self.optimizer, batches, self.task, args.max_grad_norm
-                )
-                learning_rate = self.schedule.get_last_lr()[0]
-                if not self.accelerator.optimizer_step_was_skipped:  # float16 skips a step that overflowed
-                    self.schedule.step()
-                self.global_step += 1
-                totals.add(loss, items, tokens)
-                monitor.step(self.global_step)
 
-                if self.due(args.logging_steps) or self.due(self.steps_per_epoch):
-                    loss_sum, item_sum, token_sum, seconds = totals.read()
-                    epoch_loss, epoch_items, totals = epoch_loss + loss_sum, epoch_items + item_sum, Totals()
-                    all_tokens += token_sum
-                    monitor.training(
-                        {
-                            "step": self.global_step,
-                            "epoch": self.epoch_now,
-                            "loss": loss_sum / max(item_sum, 1),
-                            "learning_rate": learning_rate,
-                            "grad_norm": float(grad_norm),
-                            "tokens": all_tokens,
-                            "tokens_per_second": token_sum / seconds,
-                        }
-                    )
-                    self.refuse_divergence(loss_sum)
-                if self.due(self.eval_steps):
-                    paused = time.monotonic()
-                    self.evaluate_and_keep(monitor, keep)
+        Raises:
+            Interrupted: after a signal, with everything saved.
+            ValueError: nothing more can be learned.
+            OSError: a checkpoint that the run was to end with could not be saved.
+        """
+        self.monitor, self.output = monitor, output
+        args, progress = self.args, self.progress
+        self.started = time.monotonic() - progress.seconds
+        self.totals = Totals(
+            progress.logged_loss,
+            progress.logged_items,
+            progress.logged_tokens if self.accelerator.is_main_process else 0,
+        )
+        if progress.evaluation_due:
+            self.evaluate_and_keep()
+        while progress.global_step < self.total_steps:
+            self.train_bins.begin(progress.epoch, progress.consumed_bins)
+            self.model.train()
+            for batches in in_groups(self.train_loader, args.gradient_accumulation_steps):
+                stop = self.step(batches)
+                ended = progress.consumed_bins >= self.train_bins.bins_per_epoch
+                last = progress.global_step == self.total_steps
+                if last or progress.global_step % args.logging_steps == 0 or ended:
+                    self.log()
+                if last or ended:
+                    self.end_epoch(ended)
+                progress.evaluation_due = last or self.is_due(args.eval_steps, ended)
+                if stop:
+                    self.stop()
+                evaluated = progress.evaluation_due
+                if evaluated:
+                    self.evaluate_and_keep()
                     self.model.train()
-                    totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
-                if self.global_step == self.total_steps:
+                if last or self.is_due(args.save_steps, evaluated):
+                    self.save()
+                if last:
                     break
-            average = epoch_loss / max(epoch_items, 1)
-            monitor.epoch_end({"step": self.global_step, "epoch": self.epoch_now, "train_loss": average})
-        runtime = time.monotonic() - started
+        runtime = time.monotonic() - self.started
         return {
-            "train_loss": average,
+            "train_loss": progress.train_loss,
             "train_runtime": runtime,
-            "train_steps": self.global_step,
-            "train_tokens_per_second": all_tokens / runtime,
+            "train_steps": progress.global_step,
+            "train_tokens_per_second": progress.tokens / runtime,
         }
+
+    def is_due(self, every: int | None, otherwise: bool) -> bool:
+        """Whether something that happens each `every` steps happens after this one; if not said, as `otherwise`."""
+        return otherwise if every is None else self.progress.global_step % every == 0
+
+    def step(self, batches: list[Batch]) -> bool:
+        """One optimizer step. Whether the run is to stop after it."""
+        progress = self.progress
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        batches = [self.on_device(batch) for batch in batches]
+        result = training_step(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            batches,
+            self.task,
+            self.args.max_grad_norm,
+            lambda: self.signals.received,
+        )
+        first_bin = progress.consumed_bins
+        progress.global_step += 1
+        progress.consumed_bins += self.train_bins.bins_per_step
+        self.learning_rate, self.grad_norm = self.schedule.get_last_lr()[0], result.grad_norm
+        self.schedule.step()
+        if result.finite:
+            progress.skipped_in_a_row = 0
+            self.totals.add(result.loss, result.items, tokens)
+        else:
+            self.skipped(result, first_bin)
+        self.monitor.step(progress.global_step)
+        return result.stop
+
+    def log(self) -> None:
+        """A logged step, over all steps since the one before."""
+        progress, (loss, items, tokens) = self.progress, self.totals.read()
+        progress.epoch_loss += loss
+        progress.epoch_items += items
+        progress.tokens += tokens
+        self.monitor.training(
+            {
+                "step": progress.global_step,
+                "epoch": self.epoch_now,
+                "loss": loss / items if items else math.nan,
+                "learning_rate": self.learning_rate,
+                "grad_norm": float(self.grad_norm),
+                "tokens": progress.tokens,
+                "tokens_per_second": self.totals.tokens_per_second(tokens),
+            }
+        )
+        self.totals = Totals()
+
+    def end_epoch(self, ended: bool) -> None:
+        """Log an epoch's average; at an epoch's true end the next one begins."""
+        progress = self.progress
+        progress.train_loss = progress.epoch_loss / max(progress.epoch_items, 1)
+        record = {"step": progress.global_step, "epoch": self.epoch_now, "train_loss": progress.train_loss}
+        self.monitor.epoch_end(record)
+        if ended:
+            progress.epoch, progress.consumed_bins = progress.epoch + 1, 0
+            progress.epoch_loss, progress.epoch_items = 0.0, 0
 
     @property
     def epoch_now(self) -> float:
-        return round(self.global_step / self.steps_per_epoch, 4)
+        share = min(1.0, self.progress.consumed_bins / self.train_bins.bins_per_epoch)
+        return round(self.progress.epoch + share, 4)
 
-    def evaluate_and_keep(self, monitor: Monitor, keep: Callable[[nn.Module], None]) -> None:
+    # --- What stops a run, and what survives ---
+
+    def skipped(self, result: StepResult, first_bin: int) -> None:
+        """Count a step whose loss or gradient was not finite, and stop where there are too many in a row."""
+        progress = self.progress
+        progress.skipped_in_a_row += 1
+        loss, norm = float(result.loss), float(result.grad_norm)
+        if self.accelerator.scaler is None or not math.isfinite(loss):  # float16 finds its scale by such steps
+            rows = self.train_bins.rows(progress.epoch, first_bin)
+            record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
+            self.monitor.skipped(record, norm, progress.skipped_in_a_row)
+        if progress.skipped_in_a_row < self.args.max_skipped_steps:
+            return
+        saved = "The last whole checkpoint, if there is one, holds the last good state"
         metrics = self.evaluate()
-        monitor.evaluation({"step": self.global_step, "epoch": self.epoch_now} | metrics)
-        self.refuse_divergence(metrics["eval_loss"])
-        last = self.global_step == self.total_steps
-        if metrics["eval_loss"] < self.best_loss or (last and not self.args.load_best_model_at_end):
-            self.best_loss = min(self.best_loss, metrics["eval_loss"])
-            keep(self.accelerator.unwrap_model(self.model))
+        if metrics is not None and math.isfinite(metrics["eval_loss"]):  # the weights are sound, so it was the rows
+            self.save(required=True)
+            saved = "A checkpoint holds the last good state"
+        raise ValueError(
+            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.global_step}, had a loss or a gradient "
+            f"that is not finite (loss {loss}, gradient norm {norm}) and were skipped: lower --learning_rate, lengthen "
+            f"--warmup_steps, or look at the rows that log.jsonl names. {saved}."
+        )
 
-    def refuse_divergence(self, loss: float) -> None:
-        """Stop where nothing more can be learned. Raises ValueError, in all processes alike."""
+    def stop(self) -> NoReturn:
+        """Save everything and end the run. Raises Interrupted."""
+        self.save(required=True)
+        name = self.signals.name or "a signal to another process"
+        raise Interrupted(f"Stopped by {name} after step {self.progress.global_step:,}.")
+
+    def save(self, required: bool = False) -> None:
+        """Write a checkpoint."""
+        progress, scaler = self.progress, self.accelerator.scaler
+        progress.logged_loss, progress.logged_items, progress.logged_tokens = self.totals.read()
+        progress.seconds = time.monotonic() - self.started
+        state = {
+            "progress": asdict(progress),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "log_bytes": self.monitor.sync(),
+        }
+        self.output.save(
+            progress.global_step, self.model, self.optimizer, state, progress.best_step, required=required
+        )
+
+    def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Go on as if nothing had happened since `checkpoint`. The model was loaded from it before."""
+        step = self.progress.global_step
+        set_seed(self.args.seed + step, device_specific=True)  # for processes that were not there then
+        if step:
+            self.schedule.last_epoch = step - 1
+            self.schedule.step()
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        restore_state(self.accelerator, checkpoint, self.model, self.optimizer)
+
+    # --- Evaluation ---
+
+    def evaluate_and_keep(self) -> None:
+        """Evaluate, and keep the model if it is the best so far, or the last one and the last is wanted."""
+        paused, progress = time.monotonic(), self.progress
+        metrics = self.evaluate(self.signals)
+        if metrics is None:
+            self.stop()
+        loss = metrics["eval_loss"]
+        self.monitor.evaluation({"step": progress.global_step, "epoch": self.epoch_now} | metrics)
         if not math.isfinite(loss):
             raise ValueError(
-                f"The loss is {loss} at step {self.global_step}, so training has diverged: "
-                "lower --learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
+                f"The held-out loss is {loss} at step {progress.global_step}, so training has diverged: lower "
+                "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
+        progress.evaluation_due = False
+        last = progress.global_step == self.total_steps
+        best = progress.best_loss is None or loss < progress.best_loss
+        if (best or (last and not self.args.load_best_model_at_end)) and self.output.keep(self.model):
+            progress.best_loss, progress.best_step = loss, progress.global_step
+        self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Metrics over all evaluation rows, each counted once on whatever number of processes."""
-        self.model.eval()
-        # Not the wrapped one, in which processes wait for each other: some may have fewer batches, or none.
-        model = self.accelerator.unwrap_model(self.model)
-        measured = join([self.task.measure(model, self.on_device(batch)) for batch in self.eval_loader])
-        metrics = self.task.metrics(join([part for part in gather_object([measured]) if part]))
-        return {name: float(f"{value:.{DIGITS}g}") for name, value in metrics.items()}
+    def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
+        """Metrics over all evaluation rows, each counted once on whatever number of processes.
+
+        Args:
+            signals: what asks the run to stop; then there is no result, in all processes alike.
+            model: evaluated in place of the trained one.
+        """
+        # Not the wrapped one, in which processes wait for each other.
+        model = model or self.accelerator.unwrap_model(self.model)
+        model.eval()
+        parts = []
+        for rows, batch in zip(self.eval_bins, self.eval_loader, strict=True):
+            if signals is not None and self.any_process(signals.received):
+                return None
+            measured = self.task.measure(model, self.on_device(batch))
+            if rows:  # else it stands in for none, so that all processes have the same number of batches
+                parts.append(measured)
+        of_all = [part for part in gather_object([join(parts)]) if part]
+        return {name: float(f"{value:.{DIGITS}g}") for name, value in self.task.metrics(join(of_all)).items()}
+
+    def any_process(self, condition: bool) -> bool:
+        """Whether a condition holds in one process at least."""
+        if self.accelerator.num_processes == 1:
+            return condition
+        flag = torch.tensor(float(condition), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)

@@ -61,7 +61,8 @@ def evaluate(task, model, rows, batch_size=8, processes=1):
         bins = EvaluationBins(lengths, batch_size, process, processes)
         loader = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False))
         with torch.no_grad():
-            parts.append(join([task.measure(model, batch) for batch in loader]))
+            # A bin without rows stands in for none, so that all processes have as many.
+            parts.append(join([task.measure(model, batch) for bin, batch in zip(bins, loader, strict=True) if bin]))
     return task.metrics(join([part for part in parts if part]))
 
 

@@ -41,10 +41,10 @@ for scored in (False, True):
         own = [collate(rows) for rows in bins[accelerator.process_index :: accelerator.num_processes]]
         if scored:
             own = [{"score": torch.zeros(1)} | batch for batch in own]
-        loss, items, _ = training_step(accelerator, model.train(), optimizer, own, task)
+        step = training_step(accelerator, model.train(), optimizer, own, task)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         result[f"{name} {scored}"] = {
-            "loss": loss.item(), "items": items.item(), "gradient": [*gradient[::97].tolist(), gradient.norm().item()],
+            "loss": step.loss.item(), "items": step.items.item(), "gradient": [*gradient[::97].tolist(), gradient.norm().item()],
         }  # fmt: skip
 if accelerator.is_main_process:
     print(json.dumps(result))

@@ -44,7 +44,7 @@ def test_a_batch_holds_the_first_texts_then_the_second(encoded_task):
             assert batch["attention_mask"][2 * place + row].sum() == len(ids)
             assert batch["keys"][row, place] == text_key(np.array(ids))
     assert batch["row"].tolist() == [3, 5] and batch["real"].tolist() == [1, 1]
-    assert rows["train"]["length"][3] == sum(len(rows["train"][3][part]) for part in task.parts)
+    assert rows["train"]["length"][3] == sum(len(rows["train"][3][part]) for part in task.token_columns)
 
 
 def test_scores_are_scaled_by_those_of_the_training_split(encoded_task):

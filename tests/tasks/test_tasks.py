@@ -30,8 +30,8 @@ def accelerator(monkeypatch):
 def gradients(accelerator, task, model, batches):
     """The loss of a step, its items, and the gradient of each weight."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
-    loss, items, _ = training_step(accelerator, model, optimizer, batches, task)
-    return loss.item(), items.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    step = training_step(accelerator, model, optimizer, batches, task)
+    return step.loss.item(), step.items.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
 def test_the_table_names_tasks_of_one_shape():

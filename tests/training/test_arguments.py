@@ -76,7 +76,9 @@ def test_written_options_are_read_back(config):
     assert again == dataclasses.replace(args, overwrite_output_dir=False)
     assert again.to_yaml() == args.to_yaml() and "ü.txt" in args.to_yaml()
     assert yaml.safe_load(Arguments().to_yaml()).keys() == {f.name for f in dataclasses.fields(Arguments)} - {
-        "overwrite_output_dir"
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "resume_with_changes",
     }
 
 

@@ -39,8 +39,37 @@ def test_log_holds_each_record_as_it_comes(monitor, tmp_path):
     for write, record in zip((monitor.training, monitor.evaluation, monitor.epoch_end), records, strict=True):
         write(record)
     assert logged(tmp_path) == records  # before it is closed
+    position = monitor.sync()
+    monitor.training(RECORD | {"step": 99})
+    Monitor(tmp_path / "log.jsonl", 100, 6.0, active=True, step=3, log_bytes=position).training(RECORD)
+    assert logged(tmp_path) == [*records, RECORD]  # what came after the checkpoint is made again
     Monitor(tmp_path / "log.jsonl", 100, 6.0, active=True).training(RECORD)
-    assert logged(tmp_path) == [*records, RECORD]
+    assert logged(tmp_path) == [RECORD]
+
+
+@pytest.mark.parametrize("written", [0, 7])
+def test_a_full_disk_costs_a_line_and_no_more(monitor, tmp_path, capsys, written):
+    class Full:
+        """A file that takes so many bytes of each line."""
+
+        def __init__(self, file):
+            self.file, self.name = file, file.name
+
+        def write(self, line):
+            if not written:
+                raise OSError(28, "No space left on device")
+            return self.file.write(line[:written])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monitor.training(RECORD)
+    whole, monitor.log = monitor.log, Full(monitor.log)
+    monitor.training(RECORD | {"step": 2})
+    assert "log.jsonl is lost: No space left on device." in capsys.readouterr().out
+    monitor.log = whole
+    monitor.training(RECORD | {"step": 3})
+    assert [record["step"] for record in logged(tmp_path)] == [RECORD["step"], 3]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

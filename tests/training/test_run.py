@@ -68,7 +68,7 @@ def refusal(argv, capsys):
 def test_a_run_leaves_a_whole_folder(finished):
     args, metrics = finished
     folder = Path(args.output_dir)
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoint-000003", "checkpoint-000006"}
     assert metrics_in(folder) == metrics and metrics.keys() >= PINNED
     assert all(math.isfinite(metrics[name]) and metrics[name] >= 0 for name in PINNED)
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -119,23 +119,27 @@ def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, None])
-def test_a_finished_folder_says_so(tiny, train_file, capsys, learning_rate):
+def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_rate):
     args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
     metrics, folder = run(args), Path(args.output_dir)
-    written = (folder / "model.safetensors").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
-    again = Arguments(**{**vars(args), "learning_rate": learning_rate})
-    assert run(again) == metrics  # and no SystemExit
+    again = run(Arguments(**{**vars(args), "learning_rate": learning_rate}))  # and no SystemExit
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    assert {name: again[name] for name in numbers} == pytest.approx(numbers) and again.keys() == metrics.keys()
     out = capsys.readouterr().out
-    assert f"{folder} holds this run, finished" in out and metrics["summary"] in out
+    assert f"{folder} holds this run, finished; it is measured once more" in out and metrics["summary"] in out
     config = folder / "train_config.yaml"
-    assert f"To run it again: accelerate launch train.py --config {config} --overwrite_output_dir" in out
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert (
+        f"To run it again from the start: accelerate launch train.py --config {config} --overwrite_output_dir" in out
+    )
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
     (folder / "of_the_first_run.txt").touch()
     main(["--config", str(config), "--overwrite_output_dir"])
-    assert {path.name for path in folder.iterdir()} == FILES and len((folder / "log.jsonl").open().readlines()) == 4
-    assert (folder / "model.safetensors").stat().st_mtime_ns > written
+    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoint-000002"}
+    assert len((folder / "log.jsonl").open().readlines()) == 4
+    assert (folder / "model.safetensors").stat().st_mtime_ns > before[folder / "model.safetensors"]
     assert metrics_in(folder)["eval_loss"] == pytest.approx(metrics["eval_loss"])
     capsys.readouterr()
     main(["--config", str(config)])  # the file does not say to remove anything
@@ -152,9 +156,10 @@ def test_a_folder_of_another_run_is_refused(finished, capsys):
     (folder.parent / "open.yaml").write_text((folder / "train_config.yaml").read_text().replace("max_steps: 6\n", ""))
     assert "max_steps 6, not None" in refusal(["--config", str(folder.parent / "open.yaml")], capsys)
 
+    assert "holds a finished run: --resume" in refusal([*config, "--resume_from_checkpoint", "none"], capsys)
     (folder / "metrics.json").rename(folder.parent / "metrics.json")
-    said = refusal(config, capsys)
-    assert "holds an unfinished run: --overwrite_output_dir removes it" in said
+    said = refusal([*config, "--resume_from_checkpoint", "none"], capsys)
+    assert "holds an unfinished run: --resume_from_checkpoint auto goes on with it, --overwrite_output_dir" in said
     (folder.parent / "metrics.json").rename(folder / "metrics.json")
     # A mistake that is found only later must not have cost the old run.
     assert "none.txt" in refusal([*config, "--overwrite_output_dir", "--train_file", "none.txt"], capsys)
@@ -260,17 +265,15 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
 
 
 def test_a_diverged_run_ends_with_one_line(tiny_argv, train_file, capsys):
-    options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20}
-    assert "training has diverged: lower --learning_rate" in refusal(
-        tiny_argv(train_file=train_file, **options), capsys
-    )
+    options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20, "max_skipped_steps": 5}
+    assert "5 steps in a row, up to step" in refusal(tiny_argv(train_file=train_file, **options), capsys)
 
 
-def test_ctrl_c_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):
+def test_ctrl_c_before_training_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_tfenc.training.trainer.training_step", interrupted)
+    monkeypatch.setattr("hf_tfenc.training.run.make_model", interrupted)
     with pytest.raises(SystemExit) as ended:
         main(tiny_argv(train_file=train_file))
     error = capsys.readouterr().err
@@ -334,7 +337,7 @@ def test_the_default_job_opens_no_socket_beyond_this_machine(command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "sockets").exists(), (tmp_path / "sockets").read_text()
     assert len((tmp_path / "sockets.started").read_text().splitlines()) >= 2  # the launcher and the run were watched
-    assert {path.name for path in (tmp_path / "outputs" / "mlm").iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "outputs" / "mlm").iterdir()} == FILES | {"checkpoint-000003"}
     assert "held-out loss" in done.stdout and "Traceback" not in done.stderr
 
 

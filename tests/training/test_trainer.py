@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -61,10 +62,24 @@ def overrides(**options):
     return json.dumps(sizes | options)
 
 
-def trained(trainer, path, keep=lambda model: None):
+class NoFolder:
+    """Stands for an output folder, and notes what would be saved there."""
+
+    def __init__(self):
+        self.kept, self.saved = [], []
+
+    def keep(self, model):
+        self.kept.append(model)
+        return True
+
+    def save(self, step, model, optimizer, state, best_step, required):
+        self.saved.append((step, copy.deepcopy(state)))
+
+
+def trained(trainer, path, output=None):
     """The log of a whole run, without what depends on the clock."""
     monitor = Monitor(path / f"{len(list(path.iterdir()))}.jsonl", trainer.total_steps, 6.0, active=True)
-    trainer.train(monitor, keep)
+    trainer.train(monitor, output or NoFolder())
     monitor.close()
     records = [json.loads(line) for line in (path / monitor.log.name).read_text().splitlines()]
     for record in records:
@@ -108,7 +123,9 @@ def test_a_steps_loss_is_the_mean_over_its_items(make_trainer, batches):
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
 
     count = trainer.task.count_items
-    loss, items, grad_norm = training_step(trainer.accelerator, trainer.model, trainer.optimizer, parts, trainer.task)
+    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, parts, trainer.task)
+    loss, items, grad_norm = step.loss, step.items, step.grad_norm
+    assert step.finite and not step.stop
     assert items == count(whole) and len({count(part).item() for part in parts}) > 1
     assert loss.item() == pytest.approx(expected.item(), **CLOSE) and not loss.requires_grad
     assert grad_norm.item() == pytest.approx(norm.item(), **CLOSE)
@@ -127,7 +144,7 @@ def test_a_step_in_parts_is_the_step_in_one(make_trainer, batches, size):
             batches(size),
             trainer.task,
         )
-        return [training_step(*arguments, max_grad_norm=1.0)[0].item() for _ in range(10)]
+        return [training_step(*arguments, max_grad_norm=1.0).loss.item() for _ in range(10)]
 
     whole = curve(16)
     assert curve(size) == pytest.approx(whole, **CLOSE) and whole[-1] < whole[0] - 0.1
@@ -137,7 +154,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_trainer, batches):
     trainer = make_trainer()
     arguments = trainer.accelerator, trainer.model, trainer.optimizer, batches(16), trainer.task
     for limit, norm in ((0.01, 0.01), (0.0, None)):
-        found = training_step(*arguments, max_grad_norm=limit)[2].item()
+        found = training_step(*arguments, max_grad_norm=limit).grad_norm.item()
         left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
         assert left == pytest.approx(norm or found, rel=1e-3) and found > 0.1
 
@@ -145,8 +162,8 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_trainer, batches):
 def test_a_step_without_items_is_no_crash_and_no_gradient(make_trainer):
     trainer = make_trainer()
     empty = [trainer.task.collator(training=True)([]) for _ in range(2)]
-    loss, items, norm = training_step(trainer.accelerator, trainer.model, trainer.optimizer, empty, trainer.task)
-    assert (loss.item(), items.item(), norm.item()) == (0, 0, 0)
+    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, empty, trainer.task)
+    assert (step.loss.item(), step.items.item(), step.grad_norm.item()) == (0, 0, 0)
 
 
 def test_in_groups():
@@ -157,8 +174,14 @@ def test_totals_are_sums_over_items():
     totals = Totals()
     totals.add(torch.tensor(2.0), torch.tensor(3), tokens=10)
     totals.add(torch.tensor(4.0), torch.tensor(1), tokens=20)
-    loss, items, tokens, seconds = totals.read()
-    assert (loss, items, tokens) == (10.0, 4, 30) and seconds >= 0
+    assert totals.read() == (10.0, 4, 30)
+
+
+def test_totals_go_on_where_they_were():
+    totals = Totals(10.0, 4, 30)
+    totals.add(torch.tensor(1.0), torch.tensor(2), tokens=5)
+    totals.started -= 10
+    assert totals.read() == (12.0, 6, 35) and totals.tokens_per_second(35) == pytest.approx(0.5, rel=0.01)
 
 
 # --- A run -----------------------------------------------------------------------------------------------------------
@@ -266,7 +289,7 @@ def test_evaluation_is_no_part_of_the_training_speed(make_trainer, tmp_path, mon
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monitor = Monitor(tmp_path / "log.jsonl", 10, 6.0, active=True)
     monkeypatch.setattr(monitor, "training", seen.append)
-    result = trainer.train(monitor, lambda model: None)
+    result = trainer.train(monitor, NoFolder())
     tokens = [0, *(record["tokens"] for record in seen)]
     speeds = [(now - before) / steps for before, now, steps in zip(tokens, tokens[1:], (4, 4, 2), strict=False)]
     assert [record["tokens_per_second"] for record in seen] == pytest.approx(speeds)
@@ -276,18 +299,98 @@ def test_evaluation_is_no_part_of_the_training_speed(make_trainer, tmp_path, mon
 @pytest.mark.parametrize(("best", "kept"), [(True, [5.0, 3.0]), (False, [5.0, 3.0, 4.0])])
 def test_what_is_kept(make_trainer, tmp_path, monkeypatch, best, kept):
     results = iter([5.0, 3.0, 3.5, 4.0])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"eval_loss": next(results)})
-    trainer, seen = make_trainer(max_steps=8, eval_steps=2, load_best_model_at_end=best), []
-    records = trained(trainer, tmp_path, keep=lambda model: seen.append(trainer.global_step))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": next(results)})
+    trainer, steps = make_trainer(max_steps=8, eval_steps=2, load_best_model_at_end=best), []
+    output = NoFolder()
+    output.keep = lambda model: steps.append(trainer.progress.global_step) or True
+    records = trained(trainer, tmp_path, output)
     loss_at = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
-    assert [loss_at[step] for step in seen] == kept
+    assert [loss_at[step] for step in steps] == kept
 
 
-def test_a_diverged_run_stops_with_a_sentence(make_trainer, tmp_path):
-    trainer = make_trainer(max_steps=50, learning_rate=1e30, max_grad_norm=0.0)
-    with pytest.raises(ValueError, match=r"^The loss is (nan|inf) at step \d+, .* lower --learning_rate, .*\.$"):
-        trained(trainer, tmp_path)
-    assert trainer.global_step < 50
+def test_a_model_that_could_not_be_kept_is_not_the_best_one(make_trainer, tmp_path, monkeypatch):
+    results = iter([5.0, 3.0, 4.0, 4.5])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": next(results)})
+    trainer, output, steps = make_trainer(max_steps=8, eval_steps=2), NoFolder(), []
+    output.keep = lambda model: steps.append(trainer.progress.global_step) or trainer.progress.global_step != 4
+    trained(trainer, tmp_path, output)
+    assert steps == [2, 4, 6] and (trainer.progress.best_loss, trainer.progress.best_step) == (4.0, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"save_steps": 4}, [4, 8, 10]),
+        ({"eval_steps": 5}, [5, 10]),
+        ({"eval_steps": 5, "save_steps": 3}, [3, 6, 9, 10]),
+    ],
+)
+def test_checkpoints_come_when_they_are_asked_for(make_trainer, tmp_path, options, steps):
+    output = NoFolder()
+    trained(make_trainer(max_steps=10, **options), tmp_path, output)
+    assert [step for step, _ in output.saved] == steps
+    assert [state["progress"]["global_step"] for _, state in output.saved] == steps
+
+
+# --- Numbers that are none -------------------------------------------------------------------------------------------
+
+
+def spoil(trainer, steps):
+    """Make the loss of these steps infinite."""
+
+    def hook(model, arguments, output):
+        if model.training and trainer.progress.global_step + 1 in steps:
+            output.loss = output.loss * math.inf
+        return output
+
+    trainer.model.register_forward_hook(hook)
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
+
+
+def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_rows(make_trainer, tmp_path):
+    trainer, seen = make_trainer(max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=2), []
+    spoil(trainer, {3})
+    trainer.model.register_forward_pre_hook(lambda model, _: seen.append(weights(trainer)) if model.training else None)
+    records = trained(trainer, tmp_path)
+    before = [seen[index] for index in range(0, 10, 2)]  # each step
+    assert before[2].equal(before[3]) and not any(before[i].equal(before[i + 1]) for i in (0, 1, 3))
+    (skipped,) = [record for record in records if record.get("skipped")]
+    bins = epoch_bins(np.array(trainer.train_bins.lengths), 4, 42, 0)
+    assert skipped == {"step": 3, "skipped": True, "loss": None, "rows": [int(r) for b in bins[4:6] for r in b]}
+    assert [record["loss"] is None for record in records if "grad_norm" in record] == [i == 2 for i in range(5)]
+
+
+def test_too_many_such_steps_end_the_run_with_the_last_good_state(make_trainer, tmp_path):
+    trainer, output, last_good = make_trainer(max_steps=50, max_skipped_steps=3, eval_steps=100), NoFolder(), []
+    spoil(trainer, {2, 3, *range(5, 50)})
+    trainer.model.register_forward_pre_hook(
+        lambda model, _: last_good.append(weights(trainer)) if trainer.progress.global_step == 4 else None
+    )
+    with pytest.raises(
+        ValueError, match=r"^3 steps in a row, up to step 7, .* were skipped: .* holds the last good .*\.$"
+    ):
+        trained(trainer, tmp_path, output)
+    ((step, state),) = output.saved
+    assert step == 7 and state["progress"]["consumed_bins"] == 7 and weights(trainer).equal(last_good[0])
+
+
+def test_a_diverged_run_stops_and_saves_nothing_of_it(make_trainer, tmp_path):
+    trainer, output = (
+        make_trainer(max_steps=50, learning_rate=1e30, max_grad_norm=0.0, max_skipped_steps=3),
+        NoFolder(),
+    )
+    with pytest.raises(ValueError, match=r"^3 steps in a row, .* lower --learning_rate, .* last whole checkpoint"):
+        trained(trainer, tmp_path, output)
+    assert trainer.progress.global_step < 50 and not output.saved and not output.kept
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": math.nan})
+    with pytest.raises(ValueError, match=r"^The held-out loss is nan at step 2, .* lower --learning_rate"):
+        trained(make_trainer(max_steps=8, eval_steps=2), tmp_path)
 
 
 @pytest.mark.slow

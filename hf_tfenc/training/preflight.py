@@ -1,0 +1,107 @@
+"""What is checked before long work, each failure in one sentence: the output folder, the disk, the rows."""
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.compute as pc
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset, DatasetDict
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .arguments import OptionError
+
+# AdamW keeps two numbers for each weight, and the weight itself is the third.
+NUMBERS_PER_WEIGHT = 3
+CHECKPOINTS = 2  # a new one is whole before an old one goes
+
+
+def check_folder(folder: Path, accelerator: Accelerator) -> None:
+    """Whether all processes can write to one and the same output folder. It is left as it was, or not there.
+
+    Raises:
+        OptionError: it cannot be written, or processes on other machines do not see it.
+    """
+    name = [f".shared-{uuid.uuid4().hex}"]
+    broadcast_object_list(name)
+    token, missing, problem = folder / name[0], [], None
+    try:
+        if accelerator.is_main_process:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            token.touch()
+    except OSError as error:
+        problem = f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder."
+    problems = gather_object([problem])
+    seen = gather_object([token.exists()])
+    if accelerator.is_main_process and problem is None:
+        token.unlink()
+        for path in missing:
+            path.rmdir()
+    if failures := [text for text in problems if text]:
+        raise OptionError(failures[0])
+    if not all(seen):
+        raise OptionError(
+            f"--output_dir {folder} is not one folder for all {accelerator.num_processes} processes: "
+            "choose one on a file system that all machines share."
+        )
+
+
+def check_space(folder: Path, model: nn.Module) -> None:
+    """Whether two checkpoints and the best model fit on the disk of a folder that is there. Raises OptionError."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed, free = (CHECKPOINTS * NUMBERS_PER_WEIGHT + 1) * weights, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OptionError(
+            f"--output_dir {folder} has {free / 1e6:,.0f} MB free, and two checkpoints with the best model need "
+            f"{needed / 1e6:,.0f} MB: free some, or choose another folder."
+        )
+
+
+def check_rows(
+    rows: DatasetDict,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str] = ("input_ids",),
+) -> None:
+    """Whether the model can take the rows, whose token ids are in `columns`.
+
+    Raises:
+        OptionError: a split is empty, an id is none of the model's vocabulary, a row is longer than its positions, or
+            tokenizer and model disagree on what is padding.
+    """
+    config = model.config
+    for split, encoded in rows.items():
+        if not len(encoded):
+            raise OptionError(f"The {split} split has no row left to learn from: give it more text.")
+        largest, longest = (max(found) for found in zip(*(_extremes(encoded, name) for name in columns), strict=True))
+        if largest >= config.vocab_size:
+            raise OptionError(
+                f"The {split} split has the token {largest}, and the model's vocab_size is {config.vocab_size}: "
+                "use the model's own tokenizer."
+            )
+        if config.position_embedding_type in ("sinusoidal", "learned") and longest > config.max_position_embeddings:
+            raise OptionError(
+                f"The {split} split has a row of {longest} tokens, and the model has "
+                f"{config.max_position_embeddings} positions: lower --max_seq_length."
+            )
+    if tokenizer.pad_token_id is None:
+        raise OptionError("The tokenizer has no pad token, which batches need: choose another --tokenizer_name.")
+    if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
+        raise OptionError(
+            f"The tokenizer's pad token has the id {tokenizer.pad_token_id}, and the model's pad_token_id is "
+            f"{config.pad_token_id}: use the model's own tokenizer."
+        )
+
+
+def _extremes(rows: Dataset, column: str) -> tuple[int, int]:
+    """The largest token id in a column of encoded rows, and the tokens of the longest row."""
+    largest = longest = 0
+    for batch in rows.with_format("arrow").iter(batch_size=10_000):
+        ids = batch.column(column)
+        largest = max(largest, pc.max(pc.list_flatten(ids)).as_py() or 0)
+        longest = max(longest, pc.max(pc.list_value_length(ids)).as_py() or 0)
+    return largest, longest

@@ -1,0 +1,241 @@
+"""Where a run begins: afresh, from a checkpoint, or at its end; and whether it is still the run of that checkpoint."""
+
+import hashlib
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+import yaml
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..tokenization import tokenizer_digest
+from .arguments import Arguments, OptionError
+from .checkpointing import CheckpointError, checkpoints, newest_whole, read_state, tidy, verify
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, METRICS_FILE = "train_config.yaml", "metrics.json"
+# Options that leave every step as it is.
+FREE_OPTIONS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "eval_steps", "save_steps",
+    "save_total_limit", "logging_steps", "load_best_model_at_end", "max_skipped_steps", "dataloader_num_workers",
+    "per_device_eval_batch_size", "push_to_hub", "hub_model_id",
+}  # fmt: skip
+# Options that change results in their last bits alone.
+BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation"}
+SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
+VOLATILE = {"transformers_version", "_name_or_path", "dtype", "architectures", "auto_map"}  # of a configuration
+
+
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    checkpoint: Path | None = None
+    state: dict[str, Any] = {}  # what the checkpoint holds besides tensors
+    elsewhere: Path | None = None  # the folder of that checkpoint, if it is not the output folder
+    finished: bool = False  # nothing is left to train
+
+
+def find_start(args: Arguments, folder: Path) -> Start:
+    """What `--resume_from_checkpoint` and the output folder's content come to.
+
+    Raises:
+        OptionError: the folder holds something else, or the checkpoint named is not whole.
+    """
+    option = args.resume_from_checkpoint
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
+        raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
+    if option not in ("auto", "none"):
+        return _start_from(Path(option), args, folder)
+    if args.overwrite_output_dir or not (folder / CONFIG_FILE).exists():
+        return Start()
+    finished = (folder / METRICS_FILE).exists()
+    if option == "none":
+        raise OptionError(
+            f"--output_dir {folder} holds {'a finished' if finished else 'an unfinished'} run: "
+            "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir removes it."
+        )
+    if finished:
+        _refuse_another_run(args, folder)
+        return Start(finished=True)
+    tidy(folder)
+    newest = newest_whole(folder)
+    if newest is None:
+        logger.warning("%s holds an unfinished run without a whole checkpoint: it starts afresh.", folder)
+        return Start()
+    return Start(newest, read_state(newest))
+
+
+def _start_from(path: Path, args: Arguments, folder: Path) -> Start:
+    if not path.is_dir():
+        raise OptionError(f"--resume_from_checkpoint {path} is no folder: give that of a checkpoint, auto or none.")
+    if found := checkpoints(path):
+        raise OptionError(f"--resume_from_checkpoint {path} holds checkpoints: give one of them, such as {found[-1]}.")
+    inside = path.resolve().parent == folder.resolve()
+    if args.overwrite_output_dir and inside:
+        raise OptionError(f"--overwrite_output_dir would remove the checkpoint {path}: leave one of the two out.")
+    if not inside and not args.overwrite_output_dir and (folder / CONFIG_FILE).exists():
+        raise OptionError(f"--output_dir {folder} holds another run than that of {path}: choose another folder.")
+    try:
+        verify(path)
+    except CheckpointError as error:
+        raise OptionError(f"--resume_from_checkpoint {path}: {error}. Give another one, or auto.") from error
+    return Start(path, read_state(path), None if inside else path.parent)
+
+
+def _refuse_another_run(args: Arguments, folder: Path) -> None:
+    then = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    for name, (before, now) in differing_options(then, yaml.safe_load(args.to_yaml())).items():
+        if name not in FREE_OPTIONS:
+            raise OptionError(
+                f"--output_dir {folder} holds a finished run with {name} {before}, not {now}: choose another folder, "
+                "remove that run with --overwrite_output_dir, or go on with it from one of its checkpoints with "
+                "--resume_from_checkpoint PATH --resume_with_changes."
+            )
+
+
+def differing_options(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options that were something else then; one that is left open now may have been settled by the run."""
+    return {
+        name: (then[name], value)
+        for name, value in now.items()
+        if name in then and then[name] != value and not (value is None and name in SETTLED)
+    }
+
+
+def run_facts(
+    args: Arguments,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[str, Dataset],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """What a checkpoint notes of its run, as it comes back from JSON."""
+    facts = {
+        "options": yaml.safe_load(args.to_yaml()),
+        "rows": {split: rows_digest(encoded) for split, encoded in rows.items()},
+        "tokenizer": tokenizer_digest(tokenizer),
+        "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
+        "device": accelerator.device.type,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    return json.loads(json.dumps(facts))
+
+
+def check_options(start: Start, args: Arguments, processes: int) -> None:
+    """Compare the options of a checkpoint's run with those of now, before any long work.
+
+    Raises:
+        OptionError: one that matters has changed, and `--resume_with_changes` is not set.
+    """
+    if start.checkpoint is None:
+        return
+    then = start.state["run"]
+    options = differing_options(then["options"], yaml.safe_load(args.to_yaml()))
+    if _bins_per_step(then) == processes * args.gradient_accumulation_steps or then["processes"] != processes:
+        options.pop("gradient_accumulation_steps", None)
+    changes = [
+        f"--{name} {old} then and {new} now"
+        for name, (old, new) in options.items()
+        if name not in FREE_OPTIONS | BITS_OPTIONS
+    ]
+    _refuse_or_warn(changes, start.checkpoint, args)
+
+
+def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
+    """Compare what a checkpoint notes of its run with what it is now, and warn of what changes bits alone.
+
+    Returns:
+        whether an epoch that was begun can be gone on with: the rows and their order are the same
+
+    Raises:
+        OptionError: rows, tokenizer or model have changed, and `--resume_with_changes` is not set.
+    """
+    if start.checkpoint is None:
+        return True
+    then = start.state["run"]
+    changes = [
+        f"other rows in the {split} split" for split, found in then["rows"].items() if now["rows"][split] != found
+    ]
+    changes += ["another tokenizer"] * (then["tokenizer"] != now["tokenizer"])
+    changes += [
+        f"{name} {value} then and {now['config'].get(name)} now in the model's configuration"
+        for name, value in then["config"].items()
+        if now["config"].get(name) != value
+    ]
+    if then["precision"] != now["precision"]:
+        changes.append(f"{then['precision']} mixed precision then and {now['precision']} now")
+    _refuse_or_warn(changes, start.checkpoint, args)
+
+    if _bins_per_step(then) != _bins_per_step(now):
+        logger.warning(
+            "A step now takes %d micro-batches, not %d, as there were %d processes and there are %d: no row is lost or "
+            "repeated, but steps differ; --gradient_accumulation_steps %g would keep them.",
+            _bins_per_step(now), _bins_per_step(then), then["processes"], now["processes"],
+            _bins_per_step(then) / now["processes"],
+        )  # fmt: skip
+    options = differing_options(then["options"], now["options"])
+    bits = [f"--{name} {old} then and {new} now" for name, (old, new) in options.items() if name in BITS_OPTIONS]
+    names = ["processes", "device"] + ["threads"] * (then["device"] == now["device"])
+    bits += [f"{name} {then[name]} then and {now[name]} now" for name in names if then[name] != now[name]]
+    bits += [
+        f"{name} {version} then and {now['versions'].get(name)} now"
+        for name, version in then["versions"].items()
+        if now["versions"].get(name) != version
+    ]
+    if bits:
+        logger.warning("The last bits of results may differ from those of one uninterrupted run: %s.", "; ".join(bits))
+
+    same_order = options.keys().isdisjoint({"seed", "per_device_train_batch_size"})
+    return same_order and then["rows"]["train"] == now["rows"]["train"]
+
+
+def _bins_per_step(facts: dict[str, Any]) -> int:
+    return facts["processes"] * facts["options"]["gradient_accumulation_steps"]
+
+
+def _refuse_or_warn(changes: list[str], checkpoint: Path, args: Arguments) -> None:
+    if changes and not args.resume_with_changes:
+        raise OptionError(
+            f"{checkpoint} belongs to another run ({'; '.join(changes)}): go back to what it was, choose another "
+            "--output_dir, or give --resume_with_changes to go on all the same."
+        )
+    if changes:
+        logger.warning("This is no longer the run of %s: %s.", checkpoint, "; ".join(changes))
+
+
+def rows_digest(rows: Dataset) -> str:
+    """A hash of what encoded rows hold, whatever file or cache they lie in."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in rows.with_format("arrow").iter(batch_size=10_000):
+        for name in sorted(batch.column_names):
+            digest.update(name.encode())
+            _update(digest, batch.column(name).combine_chunks())
+    return digest.hexdigest()
+
+
+def _update(digest: Any, array: Any) -> None:
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        digest.update(np.ascontiguousarray(array.value_lengths().to_numpy(zero_copy_only=False)))
+        _update(digest, array.flatten())
+    elif pa.types.is_primitive(array.type):
+        digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)))
+    else:
+        digest.update(repr(array.to_pylist()).encode())

@@ -1,0 +1,54 @@
+"""Being asked to stop: SIGTERM, SIGUSR1 (how clusters announce that a job will be taken off) and Ctrl-C."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, goes on
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+# Set by `accelerate launch` and torchrun. The former hands on no signal, and either may be killed outright: when the
+# launcher is gone, its processes stop as if told so themselves.
+LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+
+
+class Interrupted(Exception):
+    """A run has stopped because it was asked to, with all of its state saved."""
+
+
+class StopSignals:
+    """Between `with` and its end, a signal is noted and not obeyed at once; a second Ctrl-C is.
+
+    The loop asks `received` between steps, saves, and stops. What the process did with signals before is restored.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+    @property
+    def received(self) -> bool:
+        """Whether this process has been asked to stop."""
+        if self.name is None and self.launcher not in (None, os.getppid()):
+            self.name = "the end of its launcher"
+        return self.name is not None
+
+
+def ignore_in_worker(_: int) -> None:
+    """For workers that load data: a signal to the whole process group is their parent's to obey."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,110 @@
+"""Several processes, joined by gloo: the same rows, the same loss, and one file where there is to be one."""
+
+import collections
+import functools
+import json
+import signal
+
+import pytest
+from launching import Run
+
+NO_DROPOUT = {"embedding_dropout": 0.0, "hidden_dropout": 0.0, "mlp_dropout": 0.0}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture
+def options(texts, tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(texts))
+
+    def options(name="out", **others):
+        return {
+            "output_dir": str(tmp_path / name),
+            "train_file": str(path),
+            "sample_by": "line",
+            "preset": "classic-tiny",
+            "config_overrides": json.dumps(SIZES | NO_DROPOUT),
+            "vocab_size": 300,
+            "max_seq_length": 32,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 4,
+            "logging_steps": 1,
+            "cpu_threads": 1,
+            "optim": "adamw",
+            "learning_rate": 0.001,
+        } | others
+
+    return options
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_of_four_micro_batches_are_one_of_eight(options, tmp_path):
+    steps = {"max_steps": 50, "eval_steps": 20}
+    Run(options("one", gradient_accumulation_steps=8, **steps), tmp_path / "one.log").finish()
+    Run(options("two", gradient_accumulation_steps=4, **steps), tmp_path / "two.log", processes=2).finish()
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [record.keys() for record in two] == [record.keys() for record in one]
+    for name in ("loss", "grad_norm", "tokens", "learning_rate", "eval_loss", "train_loss"):
+        expected = [record[name] for record in one if name in record]
+        assert [record[name] for record in two if name in record] == pytest.approx(expected, rel=1e-5) and expected
+    assert len([record for record in one if "loss" in record]) == 50
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == files
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert second["eval_accuracy"] == first["eval_accuracy"]
+    assert second["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-5)
+
+
+def note_rows(path, stop_after):
+    """In a process to be: write down which training rows its steps are made of, and stop after some steps."""
+    import os
+
+    from hf_tfenc.data.batching import EvaluationBins
+    from hf_tfenc.data.collators import EncodedRows
+    from hf_tfenc.training.trainer import Trainer
+
+    get_items, step, done = EncodedRows.__getitems__, Trainer.step, {"steps": 0}
+
+    def noted(self, indices):
+        with open(path, "a") as file:
+            for epoch, row in indices:
+                if epoch != EvaluationBins.EPOCH:
+                    file.write(f"{epoch} {row}\n")
+        return get_items(self, indices)
+
+    def counted(self, batches):
+        done["steps"] += 1
+        if done["steps"] == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches)
+
+    EncodedRows.__getitems__, Trainer.step = noted, counted
+
+
+def test_no_row_is_lost_or_repeated_when_the_number_of_processes_changes(options, tmp_path):
+    changing = options(num_train_epochs=2, gradient_accumulation_steps=2, save_steps=1000)
+    rows = tmp_path / "rows"
+    for processes, stop_after in ((2, 7), (1, 60), (2, 1000)):
+        run = Run(changing, tmp_path / "log", processes, before=functools.partial(note_rows, rows, stop_after))
+        assert run.wait() == [75 if stop_after < 1000 else 0] * processes, run.output
+    assert run.output.count("micro-batches, not") == 2 and run.output.count("It goes on from") == 2
+    seen = collections.Counter(tuple(map(int, line.split())) for line in rows.read_text().splitlines())
+    count = len({row for _, row in seen})
+    assert seen == {(epoch, row): 1 for epoch in range(2) for row in range(count)} and count > 400
+
+
+def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, tmp_path):
+    """41 rows: no number of processes or rows of a batch divides them."""
+    found = {}
+    for processes, batch_size in ((1, 64), (1, 1), (2, 7), (3, 4)):
+        name = f"{processes}x{batch_size}"
+        call = options(
+            name, per_device_eval_batch_size=batch_size, max_steps=1, gradient_accumulation_steps=6 // processes
+        )
+        Run(call, tmp_path / "log", processes).finish()
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        found[name] = metrics["eval_accuracy"], round(metrics["eval_loss"], 5), round(metrics["eval_loss_per_byte"], 5)
+    assert len(set(found.values())) == 1, found

@@ -1,0 +1,328 @@
+"""A run that was stopped, anyhow and anywhere, and goes on: it ends as if nothing had happened."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launching import Run
+
+from hf_tfenc.training.arguments import OptionError
+from hf_tfenc.training.checkpointing import checkpoints, newest_whole, verify
+from hf_tfenc.training.run import run
+
+MUON = {"optim": "muon", "preset": "modern-tiny"}
+SETTINGS = [(processes, workers) for processes in (1, 2) for workers in (0, 2)]
+
+
+@pytest.fixture
+def train_file(tmp_path, texts):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(texts))
+    return str(path)
+
+
+@pytest.fixture
+def options(tiny, train_file, tmp_path):
+    """Of a run with dropout, accumulation, epochs that end within, and checkpoints that are rotated."""
+
+    def options(name="out", **others):
+        changed = {
+            "output_dir": str(tmp_path / name),
+            "train_file": [train_file],
+            "sample_by": "line",
+            "num_train_epochs": 2,
+            "max_train_samples": 60,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "eval_steps": 8,
+            "save_steps": 5,
+            "logging_steps": 3,
+            "optim": "adamw",
+        }
+        args = tiny(**changed | others)
+        return {name: value for name, value in vars(args).items() if value is not None}
+
+    return options
+
+
+def result(folder):
+    """What must be the same: the model's and the last checkpoint's bytes, and the log but for its clock."""
+    folder = Path(folder)
+    last = checkpoints(folder)[-1]
+    verify(last)
+    names = ["model.safetensors", "optimizer.safetensors", "rng_rank0.safetensors"]
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("tokens_per_second", None)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    measured = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    return {
+        "last": last.name,
+        "model": (folder / "model.safetensors").read_bytes(),
+        "state": [(last / name).read_bytes() for name in names],
+        "log": records,
+        "metrics": measured,
+    }
+
+
+# --- Killed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def survives(options, tmp_path):
+    """Kill a run at random moments, let it go on, and compare it with one that was left alone."""
+
+    def survives(processes, workers, times, seed, **others):
+        others |= {"dataloader_num_workers": workers}
+        whole = Run(options("whole", **others), tmp_path / "whole.log", processes)
+        whole.wait_for("steps,")  # set up: importing and tokenizing are behind it
+        started = time.monotonic()
+        whole.finish()
+        span, expected, choose = time.monotonic() - started, result(tmp_path / "whole"), random.Random(seed)
+        for number in range(times):
+            name, log = f"killed-{number}", tmp_path / f"killed-{number}.log"
+            killed = Run(options(name, **others), log, processes)
+            killed.wait_for("steps,")
+            time.sleep(choose.uniform(0, span))
+            killed.kill()
+            Run(options(name, **others), log, processes).finish()
+            assert result(tmp_path / name) == expected, log.read_text()
+            shutil.rmtree(tmp_path / name)
+
+    return survives
+
+
+@pytest.mark.parametrize(("processes", "workers"), SETTINGS)
+def test_a_killed_run_ends_as_if_it_had_not_been(survives, processes, workers):
+    survives(processes, workers, times=1, seed=processes * 10 + workers, **(MUON if workers else {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), SETTINGS)
+def test_thirty_killed_runs_end_as_if_they_had_not_been(survives, processes, workers):
+    survives(processes, workers, times=30, seed=100 + processes * 10 + workers)
+
+
+# --- Asked to stop ---------------------------------------------------------------------------------------------------
+
+
+def signal_at(number, step, evaluating=False):
+    """In a process to be: let it send itself a signal in a step, or in the evaluation after it."""
+    from hf_tfenc.tasks.masked_lm import MaskedLM
+    from hf_tfenc.training import trainer
+
+    training_step, measure, counts = trainer.training_step, MaskedLM.measure, {"steps": 0}
+
+    def counted_step(*args, **kwargs):
+        counts["steps"] += 1
+        if counts["steps"] == step and not evaluating:
+            os.kill(os.getpid(), number)
+        return training_step(*args, **kwargs)
+
+    def counted_measure(*args, **kwargs):
+        if evaluating and counts["steps"] == step:
+            os.kill(os.getpid(), number)
+        return measure(*args, **kwargs)
+
+    trainer.training_step, MaskedLM.measure = counted_step, counted_measure
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "evaluating", "processes"),
+    [
+        (signal.SIGTERM, 7, False, 1),
+        (signal.SIGUSR1, 8, True, 1),
+        (signal.SIGINT, 1, False, 2),
+        (signal.SIGTERM, 16, True, 2),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_goes_on(options, tmp_path, number, step, evaluating, processes):
+    Run(options("whole"), tmp_path / "whole.log", processes).finish()
+    log = tmp_path / "stopped.log"
+    before = functools.partial(signal_at, number, step, evaluating)
+    stopped = Run(options("stopped"), log, processes, before=before)
+    assert stopped.wait() == [75] * processes, stopped.output
+    assert f"Stopped by {number.name} after step {step}. The same command goes on" in stopped.output
+    assert stopped.output.count("Stopped by") == 1 and "Traceback" not in stopped.output
+    verify(tmp_path / "stopped" / f"checkpoint-{step:06}")
+    assert (
+        f"goes on from {tmp_path / 'stopped'}/checkpoint-{step:06}" in Run(options("stopped"), log, processes).finish()
+    )
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(options, tmp_path):
+    stopped = Run(options(max_steps=2000, eval_steps=3000, save_steps=3000), tmp_path / "log", processes=2)
+    stopped.wait_for("steps,")
+    os.kill(stopped.processes[1].pid, signal.SIGTERM)
+    assert stopped.wait() == [75, 75], stopped.output
+    assert "Stopped by a signal to another process after step" in stopped.output
+
+
+def in_the_last_evaluation(number):
+    """In a process to be: let it send itself a signal when the finished model is measured."""
+    from hf_tfenc.training import run
+
+    load_best = run.load_best
+    run.load_best = lambda *args: (load_best(*args), os.kill(os.getpid(), number))[0]
+
+
+def test_a_signal_in_the_last_evaluation(options, tmp_path):
+    before = functools.partial(in_the_last_evaluation, signal.SIGTERM)
+    stopped = Run(options(max_steps=4), tmp_path / "log", before=before)
+    assert stopped.wait() == [75], stopped.output
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert "goes on from" in Run(options(max_steps=4), tmp_path / "log").finish()
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def save_slowly():
+    """In a process to be: let a save say that it has begun, and last for ever."""
+    from hf_tfenc.training.checkpointing import OutputFolder
+
+    def save(*args, **kwargs):
+        print("saving", flush=True)
+        while True:
+            time.sleep(0.01)
+
+    OutputFolder.save = save
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(options, tmp_path):
+    first = Run(options(max_steps=6, eval_steps=100, save_steps=3), tmp_path / "log")
+    first.finish()
+    (tmp_path / "out" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-000006")
+    stopped = Run(options(max_steps=6, eval_steps=100, save_steps=3), tmp_path / "log", before=save_slowly)
+    stopped.wait_for("saving")
+    stopped.send(signal.SIGINT)
+    time.sleep(0.2)
+    assert stopped.processes[0].is_alive()
+    stopped.send(signal.SIGINT)
+    assert stopped.wait() == [-signal.SIGINT]
+    assert newest_whole(tmp_path / "out").name == "checkpoint-000003"
+
+
+# --- Going on from where one likes -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_can_be_named_and_newer_ones_step_aside(options, tmp_path):
+    Run(options("whole", save_total_limit=10), tmp_path / "log").finish()
+    expected = result(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "back")
+    back = options("back", save_total_limit=10, resume_from_checkpoint=str(tmp_path / "back" / "checkpoint-000010"))
+    said = Run(back, tmp_path / "log").finish()
+    assert "No longer part of this run" in said and (tmp_path / "back" / "checkpoint-000015.set-aside").is_dir()
+    assert result(tmp_path / "back") == expected
+
+    other = options("other", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-000010"))
+    assert "The best model so far stays in" in Run(other, tmp_path / "log").finish()
+    there = result(tmp_path / "other")
+    assert there["log"] == expected["log"] and there["state"] == expected["state"]
+
+
+def test_auto_takes_the_newest_whole_checkpoint_and_names_the_broken_ones(options, tmp_path, caplog):
+    Run(options(save_total_limit=10), tmp_path / "log").finish()
+    folder, expected = tmp_path / "out", result(tmp_path / "out")
+    (folder / "metrics.json").unlink()
+    newest = checkpoints(folder)
+    (newest[-1] / "optimizer.safetensors").unlink()
+    (newest[-2] / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    said = Run(options(save_total_limit=10), tmp_path / "again.log").finish()
+    assert f"{newest[-1]} lacks optimizer.safetensors: this checkpoint is skipped." in said
+    assert f"{newest[-2]} holds pytorch_model.bin, which its manifest.json does not list" in said
+    assert f"goes on from {newest[-3]}" in said and said.count("is skipped") == 2
+    assert result(folder) == expected
+
+
+def test_a_run_without_a_whole_checkpoint_starts_afresh(options, tmp_path):
+    Run(options(max_steps=6), tmp_path / "log").finish()
+    folder, expected = tmp_path / "out", result(tmp_path / "out")
+    (folder / "metrics.json").unlink()
+    for checkpoint in checkpoints(folder):
+        (checkpoint / "manifest.json").write_text("{")
+    said = Run(options(max_steps=6), tmp_path / "again.log").finish()
+    assert "without a whole checkpoint: it starts afresh" in said and "has no readable manifest.json" in said
+    assert result(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("nothing", "is no folder: give that of a checkpoint, auto or none"),
+        ("out", "holds checkpoints: give one of them, such as"),
+        ("out/checkpoint-000002", "lacks config.json. Give another one, or auto."),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_refused(tiny, train_file, tmp_path, named, said):
+    args = tiny(train_file=[train_file], sample_by="line", max_steps=2)
+    run(args)
+    (tmp_path / "out" / "checkpoint-000002" / "config.json").unlink()
+    with pytest.raises(OptionError, match=said):
+        run(tiny(train_file=[train_file], max_steps=2, resume_from_checkpoint=str(tmp_path / named)))
+
+
+# --- Changes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(options, tmp_path):
+    """A run of 8 steps that was stopped after 4, and how to call it again."""
+    before = functools.partial(signal_at, signal.SIGTERM, 4)
+    Run(options(max_steps=8), tmp_path / "first.log", before=before).wait()
+
+    def again(processes=1, **others):
+        call = Run(options(**{"max_steps": 8, **others}), tmp_path / f"{len(list(tmp_path.iterdir()))}.log", processes)
+        return call.wait(), call.output
+
+    return again
+
+
+def test_what_matters_and_has_changed_is_an_error_that_names_it(interrupted, tmp_path, train_file, texts):
+    checkpoint = tmp_path / "out" / "checkpoint-000004"
+    for others, said in [
+        ({"learning_rate": 0.5}, "--learning_rate 0.01 then and 0.5 now"),
+        ({"seed": 3, "max_seq_length": 24}, "--max_seq_length 32 then and 24 now; --seed 42 then and 3 now"),
+        ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps 2 then and 4 now"),
+        ({"config_overrides": '{"hidden_size": 16, "num_attention_heads": 2}'}, "--config_overrides"),
+    ]:
+        codes, output = interrupted(**others)
+        assert codes == [2] and f"Error: {checkpoint} belongs to another run ({said}" in output, output
+        assert "--resume_with_changes" in output and output.count("Error") == 1
+    Path(train_file).write_text("\n".join(texts[5:]))
+    codes, output = interrupted()
+    assert codes == [2] and "other rows in the train split" in output, output
+    Path(train_file).write_text("\n".join(texts))
+    assert interrupted()[0] == [0]
+
+
+def test_changes_can_be_allowed(interrupted, tmp_path):
+    codes, output = interrupted(learning_rate=0.5, resume_with_changes=True)
+    assert codes == [0] and "This is no longer the run of" in output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert max(record.get("learning_rate", 0) for record in log) > 0.1
+
+
+def test_what_changes_bits_alone_is_a_warning(interrupted):
+    codes, output = interrupted(cpu_threads=2, attn_implementation="eager", logging_steps=4)
+    assert codes == [0], output
+    assert "The last bits of results may differ" in output and "threads 1 then and 2 now" in output
+    assert "--attn_implementation None then and eager now" in output and "logging" not in output
+
+
+def test_another_number_of_processes_says_what_it_changes(interrupted):
+    codes, output = interrupted(processes=2)
+    assert codes == [0, 0], output
+    assert "A step now takes 4 micro-batches, not 2" in output and "--gradient_accumulation_steps 1 would" in output
+    assert "processes 1 then and 2 now" in output and output.count("A step now takes") == 1
+
+
+def test_nothing_is_said_where_nothing_has_changed(interrupted):
+    codes, output = interrupted()
+    assert codes == [0] and "may differ" not in output and "no longer" not in output
