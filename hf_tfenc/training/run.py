@@ -226,7 +226,10 @@ def make_model(
                 f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
                 f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
             )
-        model = task.auto_class.from_pretrained(weights, **overrides, **attention)
+        model, loading = task.auto_class.from_pretrained(
+            weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
+        )
+        check_shapes(weights, [name for name, *_ in loading["mismatched_keys"]])
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
         model = (
@@ -245,6 +248,17 @@ def make_model(
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )
     return model
+
+
+def check_shapes(weights: str | Path, other_shapes: list[str]) -> None:
+    """Say that an output layer for other labels begins anew. Raises OptionError where other weights do not fit."""
+    if misfits := [name for name in other_shapes if not name.startswith("classifier.")]:
+        raise OptionError(
+            f"--model_name_or_path {weights}: {misfits[0]} has another shape there than --config_overrides ask for: "
+            "leave the sizes to the model."
+        )
+    if other_shapes:
+        logger.warning("The output layer of %s is for other labels, so it begins anew.", weights)
 
 
 def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
