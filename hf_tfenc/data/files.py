@@ -4,10 +4,11 @@ import glob
 import hashlib
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,8 +154,9 @@ class Files:
     files: list[Path]
     kind: str
     sample_by: SampleBy = "document"
-    damaged: int = 0  # rows that stand in no file that is read, since the files at hand are copies without them
-    example: str | None = None  # the first of those
+    copies: dict[Path, Path] = field(default_factory=dict)  # read in place of some files, without damaged rows
+    damaged: int = 0  # how many such rows there are
+    example: str | None = None  # the first of them, and what is wrong with it
 
     @classmethod
     def of(cls, option: str, files: list[Path], sample_by: SampleBy) -> "Files":
@@ -177,26 +179,33 @@ class Files:
         return replace(self, files=files)
 
     def mended(self) -> "Files":
-        """The same rows without those that no reader can read, from copies in the cache where there are any."""
-        files, reasons = [], []
+        """The same rows without those that no reader can read."""
+        copies: dict[Path, Path] = {}
+        reasons: list[str] = []
         for path in self.files:
-            copy, found = _mended_copy(path, self.kind, self.sample_by)
-            files += [copy] if copy.stat().st_size else []
-            reasons += [f"{self.option} {path}, {reason}" for reason in found]
+            if found := list(damages(path, self.kind, self.sample_by)):
+                copies[path] = _mended_copy(path, self.kind, self.sample_by)
+                reasons += [f"{self.option} {path}, {reason}" for reason in found]
+        if not reasons:
+            return self
+        files = [path for path in self.files if copies.get(path, path).stat().st_size]
         if not files:
             raise ValueError(f"{reasons[0]} No row is left without such rows.")
-        return replace(self, files=files, damaged=len(reasons), example=reasons[0]) if reasons else self
+        return replace(self, files=files, copies=copies, damaged=len(reasons), example=reasons[0])
+
+    def _read(self) -> list[Path]:
+        return [self.copies.get(path, path) for path in self.files]
 
     def types(self) -> dict[str, str]:
         """Each column's type, "string" for those of strings."""
         with self._reading():
-            return _column_types(self.files, self.kind)
+            return _column_types(self._read(), self.kind)
 
     def load(self, columns: list[str]) -> Dataset:
         """The rows, with these columns."""
         try:
             with self._reading():
-                rows = _load(self.files, self.kind, self.sample_by, columns).select_columns(columns)
+                rows = _load(self._read(), self.kind, self.sample_by, columns).select_columns(columns)
                 if self.kind == "json":  # its reader lets bytes pass that are not UTF-8
                     rows.data.table.validate(full=True)
                 return rows
@@ -209,9 +218,9 @@ class Files:
         """Where the row with this index, from 0, is: option, file and number, from 1."""
         if len(self.files) == 1:
             return f"{self.where}, row {row + 1}"
-        columns = list(_column_types(self.files, self.kind))
+        columns = list(_column_types(self._read(), self.kind))
         for path in self.files:
-            rows = len(_load([path], self.kind, self.sample_by, columns))
+            rows = len(_load([self.copies.get(path, path)], self.kind, self.sample_by, columns))
             if row < rows:
                 return f"{self.option} {path}, row {row + 1}"
             row -= rows
@@ -297,20 +306,17 @@ def _stamp(path: Path) -> tuple[int, int]:
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _mended_copy(path: Path, kind: str, sample_by: SampleBy) -> tuple[Path, list[str]]:
-    """A copy of the file without its damaged rows, and what was wrong with each; the file itself if nothing was."""
-    reasons = list(damages(path, kind, sample_by))
-    if not reasons:
-        return path, []
+def _mended_copy(path: Path, kind: str, sample_by: SampleBy) -> Path:
+    """A copy of the file without its damaged rows, in the cache."""
     key = hashlib.sha256(repr((str(path.resolve()), _stamp(path), sample_by)).encode()).hexdigest()[:16]
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_mended" / key / path.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        beside = copy.with_name(f".{copy.name}")
-        with beside.open("wb") as file:
-            file.writelines(undamaged(path, kind, sample_by))
-        beside.rename(copy)
-    return copy, reasons
+        with tempfile.TemporaryDirectory(dir=copy.parent) as beside:
+            with (Path(beside) / path.name).open("wb") as file:
+                file.writelines(undamaged(path, kind, sample_by))
+            (Path(beside) / path.name).replace(copy)  # at once, for other processes may be waiting for it
+    return copy
 
 
 def _listed(names: list[str]) -> str:
