@@ -9,12 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_tfenc.data.stdlib_corpus import stdlib_docstrings
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def stdlib_cache(tmp_path_factory):
+    """What is made from the standard library's sources, once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder := tmp_path_factory.mktemp("stdlib"))
+        stdlib_docstrings()
+    return folder
 
 
 @pytest.fixture

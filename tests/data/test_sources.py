@@ -528,6 +528,8 @@ def test_conll_files_as_rows(write, tmp_path):
     splits = load_splits(Source(train_file=str(tmp_path / "data")), [WORDS, TAGS])
     assert splits["train"].to_dict() == {"words": [["a", "b"], ["c"]], "tags": [["x", "y"], ["x"]]}
     assert splits["validation"].to_dict() == {"words": [["d"]], "tags": [["y"]]}
+    again = load_splits(Source(train_file=str(tmp_path / "data")), [WORDS, TAGS])
+    assert again["train"]._fingerprint == splits["train"]._fingerprint
     path = write("data/en-train.conll", lines.replace("a", "A"))
     assert load_splits(Source(train_file=path, validation_file=path), [WORDS, TAGS])["train"][0]["words"] == ["A", "b"]
 
