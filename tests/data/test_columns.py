@@ -82,6 +82,16 @@ def test_rows_under_the_tasks_names():
     assert found.features == Features({"text": Value("string"), "label": Value("float64")})
 
 
+def test_names_that_change_places():
+    rows = Dataset.from_dict({"text": ["x", "y"], "label": ["a", "b"], "sentence": ["c", "d"]})
+    assert taken(rows, given(TEXT, "label"), given(LABEL, "text")).to_dict() == {
+        "text": ["a", "b"],
+        "label": ["x", "y"],
+    }
+    assert taken(rows, TEXT, given(LABEL, "text")).to_dict() == {"text": ["c", "d"], "label": ["x", "y"]}
+    assert taken(rows, given(TEXT, "label")).to_dict() == {"text": ["a", "b"]}
+
+
 def test_names_of_class_labels():
     names = ClassLabel(names=["O", "B-X"])
     features = Features({"tokens": List(Value("string")), "ner_tags": List(names), "label": names})
