@@ -10,6 +10,8 @@ from typing import Any
 
 from datasets import Features, List, Value
 
+from .compression import open_bytes
+
 # https://universaldependencies.org/format.html; FORM is called words here, and HEAD is left out, being no tag.
 CONLLU_COLUMNS = {"words": 1, "lemma": 2, "upos": 3, "xpos": 4, "feats": 5, "deprel": 7}
 CONLLU_FIELDS = 10
@@ -46,7 +48,7 @@ def rows(paths: list[Path], kind: str, version: Any = None) -> Iterator[dict[str
 def sentences(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """(number of the first line, lines) of each block between blank lines."""
     block: list[bytes] = []
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 block.append(line)

@@ -21,7 +21,8 @@ from pandas.api.types import is_string_dtype
 
 from . import conll
 from .columns import no_rows
-from .damage import COMPRESSED, damages, undamaged
+from .compression import uncompressed_name
+from .damage import damages, undamaged
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def _files_in_folder(option: str, folder: Path) -> dict[str | None, list[Path]]:
             splits.setdefault(split, []).append(path)
     if len(splits) < 2:
         # The name's end alone (en_ewt-ud-train.conllu) is trusted only where it holds for every file.
-        ends = {path: AT_END.fullmatch(_stem(path)) for path in data}
+        ends = {path: AT_END.fullmatch(uncompressed_name(path).stem) for path in data}
         splits = {}
         for path, match in ends.items():
             if match and all(ends.values()):
@@ -124,14 +125,8 @@ def _split_of(path: Path) -> str | None:
     return SPLITS[match[1].lower()] if match else None
 
 
-def _stem(path: Path) -> str:
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return name.stem
-
-
 def kind_of(path: Path) -> str | None:
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return KINDS.get(name.suffix.lower())
+    return KINDS.get(uncompressed_name(path).suffix.lower())
 
 
 def one_kind(where: str, files: list[Path]) -> str:
@@ -309,13 +304,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _mended_copy(path: Path, kind: str, sample_by: SampleBy) -> Path:
     """A copy of the file without its damaged rows, in the cache."""
     key = hashlib.sha256(repr((str(path.resolve()), _stamp(path), sample_by)).encode()).hexdigest()[:16]
-    copy = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_mended" / key / path.name
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_mended" / key / uncompressed_name(path).name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=copy.parent) as beside:
-            with (Path(beside) / path.name).open("wb") as file:
+            with (Path(beside) / copy.name).open("wb") as file:
                 file.writelines(undamaged(path, kind, sample_by))
-            (Path(beside) / path.name).replace(copy)  # at once, for other processes may be waiting for it
+            (Path(beside) / copy.name).replace(copy)  # at once, for other processes may be waiting for it
     return copy
 
 

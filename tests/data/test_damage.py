@@ -1,5 +1,8 @@
 """Rows that no reader can read: said with file and line, or left out."""
 
+import bz2
+import gzip
+import lzma
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,23 @@ def test_damaged_and_bad_rows_of_several_files(write, log):
     assert log.messages[0].startswith(
         f"--train_file {good} and 1 more: 4 of 7 rows are bad and left out, such as --train_file {damaged}, line 2, "
     )
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_damaged_rows_of_compressed_files(write, suffix, compress):
+    for name, content, columns, reasons, left in CASES:
+        path = write(f"{name}.{suffix}", compress(content))
+        good = write(f"good/{name}.{suffix}", compress(undamaged_bytes(path)))
+        source = {"train_file": path, "validation_file": good, "sample_by": "line"}
+        with pytest.raises(ValueError) as error:
+            load_splits(Source(**source), columns)
+        assert str(error.value) in [f"--train_file {path}, {reason}" for reason in reasons]
+        assert load_splits(Source(**source, skip_bad_rows=True), columns)["train"].to_dict() == left
+
+
+def test_a_compression_that_python_cannot_undo(write):
+    path = write("a.conll.zst", b"a O")
+    with pytest.raises(
+        ValueError, match=r"a\.conll\.zst cannot be read as conll \(\.zst files of this kind are not read"
+    ):
+        load_splits(Source(train_file=path), [WORDS, TAGS])
