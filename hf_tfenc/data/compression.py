@@ -16,9 +16,13 @@ def uncompressed_name(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
+def is_openable(path: Path) -> bool:
+    return path.suffix.lower() not in COMPRESSED - set(OPENERS)
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """The bytes that are compressed, or the file's own. Raises ValueError for a compression that Python cannot undo."""
     suffix = path.suffix.lower()
-    if suffix in COMPRESSED - set(OPENERS):
+    if not is_openable(path):
         raise ValueError(f"{suffix} files of this kind are not read: decompress them, or compress them with gzip")
     return OPENERS[suffix](path) if suffix in OPENERS else path.open("rb")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import conll
-from .compression import COMPRESSED, OPENERS, open_bytes, uncompressed_name
+from .compression import is_openable, open_bytes, uncompressed_name
 
 Piece = tuple[bytes, str | None]  # the bytes of a row, and what is wrong with it
 
@@ -22,7 +22,7 @@ def undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bytes]:
 
 
 def _pieces(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
-    if path.suffix.lower() in COMPRESSED - set(OPENERS) or kind == "parquet":
+    if not is_openable(path) or kind == "parquet":
         return iter(())
     if kind in ("csv", "tsv"):
         return _records(path, "\t" if kind == "tsv" else ",")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from pandas.api.types import is_string_dtype
 
 from . import conll
 from .columns import no_rows
-from .compression import uncompressed_name
+from .compression import is_openable, open_bytes, uncompressed_name
 from .damage import damages, undamaged
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ KINDS = {
     ".iob2": "conll",
     ".conllu": "conllu",
 }
+# A plain text file above so many bytes is no longer one row, which would have to fit into memory several times over.
+LONG_DOCUMENT = 16 * 2**20
+PART_CHARACTERS = 20_000
+
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
@@ -201,6 +206,13 @@ class Files:
         try:
             with self._reading():
                 rows = _load(self._read(), self.kind, self.sample_by, columns).select_columns(columns)
+                if self.kind == "text" and self.sample_by == "document":
+                    for path in filter(_is_long, self._read()):
+                        logger.info(
+                            "%s is long for one document and becomes rows of about %d characters, cut after lines.",
+                            path,
+                            PART_CHARACTERS,
+                        )
                 if self.kind == "json":  # its reader lets bytes pass that are not UTF-8
                     rows.data.table.validate(full=True)
                 return rows
@@ -268,6 +280,12 @@ def _column_types(files: list[Path], kind: str) -> dict[str, str]:
 def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str]) -> Dataset:
     # These constructors and not `load_dataset`, which counts its uses on a server even where the files are local.
     paths = _escaped(files)
+    if kind == "text" and sample_by == "document" and any(_is_long(path) for path in files):
+        return Dataset.from_generator(
+            _text_parts,
+            features=Features({"text": Value("string")}),
+            gen_kwargs={"paths": files, "version": [(_stamp(path), PART_CHARACTERS) for path in files]},
+        )
     if kind == "text":
         # utf-8-sig, since the mark that some editors put before UTF-8 text is no part of it.
         return Dataset.from_text(paths, sample_by=sample_by, encoding="utf-8-sig")
@@ -280,7 +298,6 @@ def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str])
         return Dataset.from_generator(
             conll.rows,
             features=conll.features(files[0], kind),
-            # The sizes and times stand here for the cache's key, which otherwise knows the names alone.
             gen_kwargs={"paths": files, "kind": kind, "version": [_stamp(path) for path in files]},
         )
     # As strings, so that 42 and NA are texts. All columns are read, since pandas finds a row too long only then.
@@ -297,7 +314,21 @@ def _escaped(files: list[Path]) -> list[str]:
     return [glob.escape(str(path)) for path in files]  # `datasets` takes "[1]" in a name for a pattern
 
 
+def _is_long(path: Path) -> bool:
+    return path.stat().st_size > LONG_DOCUMENT and is_openable(path)
+
+
+def _text_parts(paths: list[Path], version: Any) -> Iterator[dict[str, str]]:
+    """Each file's text, whole or in parts that end with a line; nothing between them is lost."""
+    for path in paths:
+        with TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as file:
+            size = PART_CHARACTERS if _is_long(path) else -1
+            while part := file.read(size):
+                yield {"text": part + (file.readline(PART_CHARACTERS) if size > 0 else "")}
+
+
 def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a version of a file from another, where the cache's key would know the name alone."""
     return path.stat().st_size, path.stat().st_mtime_ns
 
 

@@ -67,6 +67,11 @@ def load_splits(
     Raises ValueError or OSError with one sentence that names the option, the file and, where it is one, the row.
     """
     origins = _origins(source, training=True)
+    if not origins and (named := [column for column in columns if column.given is not None]):
+        raise ValueError(
+            f"{named[0].option} {named[0].given} names a column of your data, and the built-in corpus is read: "
+            "give --train_file or --dataset_name, or leave it out."
+        )
     splits = DatasetDict()
     if "train" not in origins:
         corpus = built_in()

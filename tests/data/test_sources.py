@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
+from hf_tfenc.data import files
 from hf_tfenc.data.sources import TEXT_COLUMNS, Column, Source, load_splits
 
 pytestmark = pytest.mark.usefixtures("cache", "offline")
@@ -85,6 +86,26 @@ def test_the_built_in_corpus_without_files():
         "train": {"text": ["train"]},
         "validation": {"text": ["validation"]},
     }
+
+
+def test_a_long_file_is_no_single_row(write, monkeypatch, log):
+    monkeypatch.setattr(files, "LONG_DOCUMENT", 10_000)
+    monkeypatch.setattr(files, "PART_CHARACTERS", 1000)
+    text = "".join(f"line {number} ünï\r\n" for number in range(1000)) + "\n" + "x" * 5500
+    path, short = write("a.txt", "\ufeff" + text), write("b.txt", "short\ntext")
+    rows = load_text_splits([path, short], short)["train"]["text"][:]
+    assert rows[-1] == "short\ntext" and "".join(rows[:-1]) == text.replace("\r\n", "\n")
+    assert all(row.endswith("\n") for row in rows[:12]) and max(map(len, rows)) <= 2000
+    assert log.messages[0] == (
+        f"{path} is long for one document and becomes rows of about 1000 characters, cut after lines."
+    )
+
+
+def test_a_column_of_the_built_in_corpus_cannot_be_chosen():
+    assert sentence(None, text_column="body") == (
+        "--text_column body names a column of your data, and the built-in corpus is read: "
+        "give --train_file or --dataset_name, or leave it out."
+    )
 
 
 def test_several_files_a_folder_and_a_pattern(write, tmp_path):
