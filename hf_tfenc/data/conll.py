@@ -75,12 +75,13 @@ def wrong_line(lines: list[str], kind: str, fields: int) -> tuple[int, str] | No
 
 def _cells(line: str, kind: str) -> list[str] | None:
     """The columns of a token's line; None for other lines."""
-    line = line.rstrip("\r\n")
     if kind == "conllu":
-        return None if line.startswith("#") else line.split("\t")
+        return None if line.startswith("#") else line.rstrip("\r\n").split("\t")
+    line = line.rstrip(" \t\r\n")
     if line.startswith("-DOCSTART-"):
         return None
-    return line.split("\t") if "\t" in line else line.split()  # between tabs, a word may hold a blank
+    # Between tabs a word may hold a blank, and between blanks one that does not break (10 000).
+    return line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
 
 
 def _tokens(lines: Iterable[bytes]) -> list[list[str]]:

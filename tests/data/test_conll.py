@@ -73,6 +73,10 @@ def test_tabs_and_line_ends(rows, text):
     ]
 
 
+def test_a_blank_that_does_not_break(rows):
+    assert rows("a.conll", "10\u00a0000  O \nmen   O\t\n") == [{"words": ["10\u00a0000", "men"], "tags": ["O", "O"]}]
+
+
 def test_words_without_tags(rows):
     assert rows("a.conll", "one\ntwo\n\nthree\n") == [{"words": ["one", "two"]}, {"words": ["three"]}]
 

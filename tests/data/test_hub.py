@@ -97,6 +97,19 @@ def test_a_lone_split_is_trained_on(write, tmp_path, log):
     assert log.messages[0] == f"--dataset_name {tmp_path / 'lone'}: train is its split 'validation'."
 
 
+def test_conll_in_a_folder(write, tmp_path):
+    pytest.importorskip("datasets.packaged_modules.conll")  # since datasets 5.2
+    write("tagged/a.conllu", "# text = Dogs\n1\tDogs\tdog\tNOUN\tNNS\t_\t0\troot\t_\t_\n\n")
+    write("tagged/b.conllu", "1-2\tcats\t" + "_\t" * 7 + "_\n1\tCats\tcat\tNOUN\tNNS\t_\t0\troot\t_\t_\n\n")
+    write("tagged/README.md", readme(config("default", train="a.conllu", validation="b.conllu")))
+    columns = [Column("words", "words", ()), Column("tags", "tags", ("upos",), "xpos", "--tags_column")]
+    splits = load_splits(Source(dataset_name=str(tmp_path / "tagged")), columns)
+    assert {split: rows.to_dict() for split, rows in splits.items()} == {
+        "train": {"words": [["Dogs"]], "tags": [["NNS"]]},
+        "validation": {"words": [["Cats"]], "tags": [["NNS"]]},
+    }
+
+
 def test_bad_rows_are_found_in_their_file(write, tmp_path):
     write("bad/train.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n')
     write("bad/README.md", readme(config("default", train="train.jsonl")))
