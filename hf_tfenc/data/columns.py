@@ -243,14 +243,15 @@ def _report(
     """One sentence with the first bad row: an error, or with `skip_bad_rows` a warning."""
     if not bad and not origin.damaged:
         return
-    example = str(origin.example).rstrip(".")
-    if bad:
+    if bad and not origin.damaged:  # without the damaged rows, the numbers of the others would be wrong
         first = min(bad)
         example = f"{origin.place(first)}: {bad[first].reason}"
         if not skip_bad_rows:
             option = options.get(bad[first].column or "")
             other = f", or name another column with {option}" if option else ""
             raise ValueError(f"{example}: mend the row, leave it out with --skip_bad_rows{other}.")
+    else:
+        example = str(origin.example).rstrip(".")
     if len(bad) == number_of_rows:
         raise ValueError(f"{origin.where}: no row is left without the bad ones, such as {example}.")
     logger.warning(

@@ -10,6 +10,8 @@ from typing import Any
 
 from datasets import Features, List, Value
 
+from .compression import open_bytes
+
 # https://universaldependencies.org/format.html; FORM is called words here, and HEAD is left out, being no tag.
 CONLLU_COLUMNS = {"words": 1, "lemma": 2, "upos": 3, "xpos": 4, "feats": 5, "deprel": 7}
 CONLLU_FIELDS = 10
@@ -46,7 +48,7 @@ def rows(paths: list[Path], kind: str, version: Any = None) -> Iterator[dict[str
 def sentences(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """(number of the first line, lines) of each block between blank lines."""
     block: list[bytes] = []
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 block.append(line)
@@ -73,12 +75,13 @@ def wrong_line(lines: list[str], kind: str, fields: int) -> tuple[int, str] | No
 
 def _cells(line: str, kind: str) -> list[str] | None:
     """The columns of a token's line; None for other lines."""
-    line = line.rstrip("\r\n")
     if kind == "conllu":
-        return None if line.startswith("#") else line.split("\t")
+        return None if line.startswith("#") else line.rstrip("\r\n").split("\t")
+    line = line.rstrip(" \t\r\n")
     if line.startswith("-DOCSTART-"):
         return None
-    return line.split("\t") if "\t" in line else line.split()  # between tabs, a word may hold a blank
+    # Between tabs a word may hold a blank, and between blanks one that does not break (10 000).
+    return line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
 
 
 def _tokens(lines: Iterable[bytes]) -> list[list[str]]:

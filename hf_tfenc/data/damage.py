@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import conll
-
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}  # `datasets` opens these by itself
+from .compression import is_openable, open_bytes, uncompressed_name
 
 Piece = tuple[bytes, str | None]  # the bytes of a row, and what is wrong with it
 
@@ -23,7 +22,7 @@ def undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bytes]:
 
 
 def _pieces(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
-    if path.suffix.lower() in COMPRESSED or kind == "parquet":
+    if not is_openable(path) or kind == "parquet":
         return iter(())
     if kind in ("csv", "tsv"):
         return _records(path, "\t" if kind == "tsv" else ",")
@@ -61,9 +60,9 @@ def _not_json(line: bytes, number: int) -> str | None:
 
 def _lines(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
     by_line = kind != "text" or sample_by == "line"
-    json_lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    json_lines = uncompressed_name(path).suffix.lower() in (".jsonl", ".ndjson")
     row: list[bytes] = []
-    with path.open("rb") as lines:
+    with open_bytes(path) as lines:
         for number, line in enumerate(lines, 1):
             if by_line:
                 yield line, _not_utf8(line, number) or (_not_json(line, number) if json_lines else None)
@@ -78,7 +77,7 @@ def _lines(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
 
 def _records(path: Path, separator: str) -> Iterator[Piece]:
     csv.field_size_limit(2**31 - 1)  # the default would take a long text for a mistake
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         consumed: list[bytes] = []
 
         def decoded() -> Iterator[str]:

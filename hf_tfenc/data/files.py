@@ -4,10 +4,12 @@ import glob
 import hashlib
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,8 @@ from pandas.api.types import is_string_dtype
 
 from . import conll
 from .columns import no_rows
-from .damage import COMPRESSED, damages, undamaged
+from .compression import is_openable, open_bytes, uncompressed_name
+from .damage import damages, undamaged
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,10 @@ KINDS = {
     ".iob2": "conll",
     ".conllu": "conllu",
 }
+# A plain text file above so many bytes is no longer one row, which would have to fit into memory several times over.
+LONG_DOCUMENT = 16 * 2**20
+PART_CHARACTERS = 20_000
+
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
@@ -100,7 +107,7 @@ def _files_in_folder(option: str, folder: Path) -> dict[str | None, list[Path]]:
             splits.setdefault(split, []).append(path)
     if len(splits) < 2:
         # The name's end alone (en_ewt-ud-train.conllu) is trusted only where it holds for every file.
-        ends = {path: AT_END.fullmatch(_stem(path)) for path in data}
+        ends = {path: AT_END.fullmatch(uncompressed_name(path).stem) for path in data}
         splits = {}
         for path, match in ends.items():
             if match and all(ends.values()):
@@ -123,14 +130,8 @@ def _split_of(path: Path) -> str | None:
     return SPLITS[match[1].lower()] if match else None
 
 
-def _stem(path: Path) -> str:
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return name.stem
-
-
 def kind_of(path: Path) -> str | None:
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return KINDS.get(name.suffix.lower())
+    return KINDS.get(uncompressed_name(path).suffix.lower())
 
 
 def one_kind(where: str, files: list[Path]) -> str:
@@ -153,8 +154,9 @@ class Files:
     files: list[Path]
     kind: str
     sample_by: SampleBy = "document"
-    damaged: int = 0  # rows that stand in no file that is read, since the files at hand are copies without them
-    example: str | None = None  # the first of those
+    copies: dict[Path, Path] = field(default_factory=dict)  # read in place of some files, without damaged rows
+    damaged: int = 0  # how many such rows there are
+    example: str | None = None  # the first of them, and what is wrong with it
 
     @classmethod
     def of(cls, option: str, files: list[Path], sample_by: SampleBy) -> "Files":
@@ -177,26 +179,40 @@ class Files:
         return replace(self, files=files)
 
     def mended(self) -> "Files":
-        """The same rows without those that no reader can read, from copies in the cache where there are any."""
-        files, reasons = [], []
+        """The same rows without those that no reader can read."""
+        copies: dict[Path, Path] = {}
+        reasons: list[str] = []
         for path in self.files:
-            copy, found = _mended_copy(path, self.kind, self.sample_by)
-            files += [copy] if copy.stat().st_size else []
-            reasons += [f"{self.option} {path}, {reason}" for reason in found]
+            if found := list(damages(path, self.kind, self.sample_by)):
+                copies[path] = _mended_copy(path, self.kind, self.sample_by)
+                reasons += [f"{self.option} {path}, {reason}" for reason in found]
+        if not reasons:
+            return self
+        files = [path for path in self.files if copies.get(path, path).stat().st_size]
         if not files:
             raise ValueError(f"{reasons[0]} No row is left without such rows.")
-        return replace(self, files=files, damaged=len(reasons), example=reasons[0]) if reasons else self
+        return replace(self, files=files, copies=copies, damaged=len(reasons), example=reasons[0])
+
+    def _read(self) -> list[Path]:
+        return [self.copies.get(path, path) for path in self.files]
 
     def types(self) -> dict[str, str]:
         """Each column's type, "string" for those of strings."""
         with self._reading():
-            return _column_types(self.files, self.kind)
+            return _column_types(self._read(), self.kind)
 
     def load(self, columns: list[str]) -> Dataset:
         """The rows, with these columns."""
         try:
             with self._reading():
-                rows = _load(self.files, self.kind, self.sample_by, columns).select_columns(columns)
+                rows = _load(self._read(), self.kind, self.sample_by, columns).select_columns(columns)
+                if self.kind == "text" and self.sample_by == "document":
+                    for path in filter(_is_long, self._read()):
+                        logger.info(
+                            "%s is long for one document and becomes rows of about %d characters, cut after lines.",
+                            path,
+                            PART_CHARACTERS,
+                        )
                 if self.kind == "json":  # its reader lets bytes pass that are not UTF-8
                     rows.data.table.validate(full=True)
                 return rows
@@ -209,9 +225,9 @@ class Files:
         """Where the row with this index, from 0, is: option, file and number, from 1."""
         if len(self.files) == 1:
             return f"{self.where}, row {row + 1}"
-        columns = list(_column_types(self.files, self.kind))
+        columns = list(_column_types(self._read(), self.kind))
         for path in self.files:
-            rows = len(_load([path], self.kind, self.sample_by, columns))
+            rows = len(_load([self.copies.get(path, path)], self.kind, self.sample_by, columns))
             if row < rows:
                 return f"{self.option} {path}, row {row + 1}"
             row -= rows
@@ -264,6 +280,12 @@ def _column_types(files: list[Path], kind: str) -> dict[str, str]:
 def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str]) -> Dataset:
     # These constructors and not `load_dataset`, which counts its uses on a server even where the files are local.
     paths = _escaped(files)
+    if kind == "text" and sample_by == "document" and any(_is_long(path) for path in files):
+        return Dataset.from_generator(
+            _text_parts,
+            features=Features({"text": Value("string")}),
+            gen_kwargs={"paths": files, "version": [(_stamp(path), PART_CHARACTERS) for path in files]},
+        )
     if kind == "text":
         # utf-8-sig, since the mark that some editors put before UTF-8 text is no part of it.
         return Dataset.from_text(paths, sample_by=sample_by, encoding="utf-8-sig")
@@ -276,7 +298,6 @@ def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str])
         return Dataset.from_generator(
             conll.rows,
             features=conll.features(files[0], kind),
-            # The sizes and times stand here for the cache's key, which otherwise knows the names alone.
             gen_kwargs={"paths": files, "kind": kind, "version": [_stamp(path) for path in files]},
         )
     # As strings, so that 42 and NA are texts. All columns are read, since pandas finds a row too long only then.
@@ -293,24 +314,35 @@ def _escaped(files: list[Path]) -> list[str]:
     return [glob.escape(str(path)) for path in files]  # `datasets` takes "[1]" in a name for a pattern
 
 
+def _is_long(path: Path) -> bool:
+    return path.stat().st_size > LONG_DOCUMENT and is_openable(path)
+
+
+def _text_parts(paths: list[Path], version: Any) -> Iterator[dict[str, str]]:
+    """Each file's text, whole or in parts that end with a line; nothing between them is lost."""
+    for path in paths:
+        with TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as file:
+            size = PART_CHARACTERS if _is_long(path) else -1
+            while part := file.read(size):
+                yield {"text": part + (file.readline(PART_CHARACTERS) if size > 0 else "")}
+
+
 def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a version of a file from another, where the cache's key would know the name alone."""
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _mended_copy(path: Path, kind: str, sample_by: SampleBy) -> tuple[Path, list[str]]:
-    """A copy of the file without its damaged rows, and what was wrong with each; the file itself if nothing was."""
-    reasons = list(damages(path, kind, sample_by))
-    if not reasons:
-        return path, []
+def _mended_copy(path: Path, kind: str, sample_by: SampleBy) -> Path:
+    """A copy of the file without its damaged rows, in the cache."""
     key = hashlib.sha256(repr((str(path.resolve()), _stamp(path), sample_by)).encode()).hexdigest()[:16]
-    copy = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_mended" / key / path.name
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_mended" / key / uncompressed_name(path).name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        beside = copy.with_name(f".{copy.name}")
-        with beside.open("wb") as file:
-            file.writelines(undamaged(path, kind, sample_by))
-        beside.rename(copy)
-    return copy, reasons
+        with tempfile.TemporaryDirectory(dir=copy.parent) as beside:
+            with (Path(beside) / copy.name).open("wb") as file:
+                file.writelines(undamaged(path, kind, sample_by))
+            (Path(beside) / copy.name).replace(copy)  # at once, for other processes may be waiting for it
+    return copy
 
 
 def _listed(names: list[str]) -> str:

@@ -45,10 +45,11 @@ class Loaded:
 
 
 def dataset_origins(
-    name: str, config_name: str | None, revision: str | None, sample_by: SampleBy
+    name: str, config_name: str | None, revision: str | None, sample_by: SampleBy, training: bool
 ) -> dict[str, Origin]:
     """The rows of a dataset's splits, under the names train, validation and test.
 
+    For `training` there is a split to train on: where the dataset has but one split, that.
     Raises ValueError or OSError with one sentence.
     """
     where = f"--dataset_name {name}" + (f" ({config_name})" if config_name else "")
@@ -83,7 +84,7 @@ def dataset_origins(
         raise ValueError(
             f"{where} cannot be read ({root_cause(error)}): check its name, configuration and files."
         ) from error
-    return _standard_splits(where, found)
+    return _standard_splits(where, found, training)
 
 
 @contextmanager
@@ -113,15 +114,15 @@ def _is_plain(builder: Any) -> bool:
     )
 
 
-def _standard_splits(where: str, found: dict[str, Origin]) -> dict[str, Origin]:
+def _standard_splits(where: str, found: dict[str, Origin], training: bool) -> dict[str, Origin]:
     names: dict[str, str] = {}
     # Of several, the one that has the standard name itself, then the one that begins with it (validation_matched).
     for name in sorted(found, key=lambda name: (SPLITS.get(name) != name, name.lower() not in SPLITS)):
         if match := AT_START.match(name):
             names.setdefault(SPLITS[match[1].lower()], name)
-    if len(found) == 1:
+    if len(found) == 1 and (training or not names):
         names = {"train": next(iter(found))}
-    if "train" not in names:
+    if training and "train" not in names:
         raise ValueError(
             f"{where} has no split to train on, only {', '.join(found)}: give rows with --train_file, "
             "and a file of these with --validation_file or --test_file."

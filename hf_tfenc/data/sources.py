@@ -14,7 +14,7 @@ from .splits import hold_out, log_shared_rows
 from .stdlib_corpus import stdlib_documents
 from .values import LABEL_TYPES
 
-__all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_splits"]
+__all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_split", "load_splits"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,12 @@ def load_splits(
     is all that is asked for, empty rows are left out; elsewhere they are bad rows.
     Raises ValueError or OSError with one sentence that names the option, the file and, where it is one, the row.
     """
-    origins = _origins(source)
+    origins = _origins(source, training=True)
+    if not origins and (named := [column for column in columns if column.given is not None]):
+        raise ValueError(
+            f"{named[0].option} {named[0].given} names a column of your data, and the built-in corpus is read: "
+            "give --train_file or --dataset_name, or leave it out."
+        )
     splits = DatasetDict()
     if "train" not in origins:
         corpus = built_in()
@@ -102,16 +107,32 @@ def load_splits(
     return DatasetDict({name: _first(splits[name], limits[name]) for name in limits if name in splits})
 
 
+def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] = ("test", "validation")) -> Dataset:
+    """One split alone, the first of `prefer` that the source has: for the evaluation of a model that is trained.
+
+    Raises ValueError or OSError with one sentence, as `load_splits` does, and where the source has none of these.
+    """
+    origins = _origins(source, training=False)
+    split = next((split for split in prefer if split in origins), None)
+    if split is None:
+        has = f"the data has only {' and '.join(origins)}" if origins else "no data is given"
+        raise ValueError(f"There are no rows to evaluate on, {has}: name a file with --{prefer[0]}_file.")
+    origin = origins[split]
+    chosen = choose(origin.where, origin.types(), columns)
+    log_guesses(origin.where, columns, chosen)
+    return _first(take(origin, columns, chosen, source.skip_bad_rows), source.max_eval_samples)
+
+
 def _first(rows: Dataset, limit: int | None) -> Dataset:
     return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
 
 
-def _origins(source: Source) -> dict[str, Origin]:
+def _origins(source: Source, training: bool) -> dict[str, Origin]:
     """Where the rows of each split are, the splits in their order; none for those that are built in or held out."""
     found: dict[str, Origin] = {}
     if source.dataset_name is not None:
         found = dataset_origins(
-            source.dataset_name, source.dataset_config_name, source.dataset_revision, source.sample_by
+            source.dataset_name, source.dataset_config_name, source.dataset_revision, source.sample_by, training
         )
     if source.train_file is not None:
         found |= _train_files(source.train_file, source.sample_by)
@@ -154,29 +175,30 @@ def _named(names: list[str]) -> str:
 
 
 def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
-    """All splits get the columns of `train`, each of one type."""
-    train = splits["train"].features
-    for split, origin in origins.items():
-        if split not in splits:
-            continue
-        if missing := [name for name in train if name not in splits[split].column_names]:
+    """All splits get the columns of `train`, each of one type; integers beside numbers become numbers."""
+    names = splits["train"].column_names
+    others = [split for split in splits if split in origins]
+    for split in others:
+        if missing := [name for name in names if name not in splits[split].column_names]:
             raise ValueError(
-                f"{origin.where} has no column for {missing[0]}, and the training rows have one: name it, or leave it "
-                "out of both."
+                f"{origins[split].where} has no column for {missing[0]}, and the training rows have one: name it, "
+                "or leave it out of both."
             )
-        splits[split] = splits[split].select_columns(list(train))
-        numbers = (Value("int64"), Value("float64"))
-        for name, feature in splits[split].features.items():
-            if feature == train[name]:
-                continue
-            if feature not in numbers or train[name] not in numbers:
+        splits[split] = splits[split].select_columns(names)
+    numbers = [Value("int64"), Value("float64")]
+    for name in names:
+        train = splits["train"].features[name]
+        different = [split for split in others if splits[split].features[name] != train]
+        for split in different:
+            feature = splits[split].features[name]
+            if feature not in numbers or train not in numbers:
                 raise ValueError(
-                    f"{origin.where}: its {name} is {_type_name(feature)}, and in the training rows it is "
-                    f"{_type_name(train[name])}: make them alike."
+                    f"{origins[split].where}: its {name} is {_type_name(feature)}, and in the training rows it is "
+                    f"{_type_name(train)}: make them alike."
                 )
-            for each in splits:
-                splits[each] = splits[each].cast_column(name, Value("float64"))
-            train = splits["train"].features
+        if different:
+            for split in splits:
+                splits[split] = splits[split].cast_column(name, Value("float64"))
 
 
 def _type_name(feature: object) -> str:

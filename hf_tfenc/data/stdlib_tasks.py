@@ -6,10 +6,10 @@ next. Built on first use (seconds), then read from disk. OSError where this Pyth
 
 import ast
 import hashlib
-import inspect
 import io
 import keyword
 import re
+import textwrap
 import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,8 +72,8 @@ def _classification(docstrings: DatasetDict) -> Rows:
 
 # --- Tagging: what each token of a line of source code is ------------------------------------------------------------
 
-ENOUGH_MODULES = "8"  # those whose hash, in hexadecimal, is below: half of them
-LINES_OF_A_MODULE = 80  # at most, so that a few long modules do not make up the whole
+ENOUGH_MODULES = "6"  # those whose hash, in hexadecimal, is below: three in eight
+LINES_OF_A_MODULE = 100  # at most, so that a few long modules do not make up the whole
 SHORTEST_LINE, LONGEST_LINE = 4, 40  # tokens
 LONGEST_TOKEN = 40  # characters
 
@@ -204,10 +204,10 @@ def _code(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str
     if len(node.body) < 2 or docstring.lineno == node.lineno:
         return ""
     kept = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
-    code = inspect.cleandoc("\n".join(["", *kept]))
+    code = textwrap.dedent("\n".join(kept)).strip()
     if len(code) > LONGEST_CODE:
-        code = code[: code.rfind("\n", 0, LONGEST_CODE + 1)] if "\n" in code[: LONGEST_CODE + 1] else ""
-    return code.strip()
+        code = code[: max(code.rfind("\n", 0, LONGEST_CODE + 1), 0)]  # nothing, where the first line is too long
+    return code
 
 
 # --- What they share -------------------------------------------------------------------------------------------------
