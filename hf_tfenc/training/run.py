@@ -250,7 +250,7 @@ def make_model(
     return model
 
 
-def check_shapes(weights: str | Path, other_shapes: list[str]) -> None:
+def check_shapes(weights: Any, other_shapes: list[str]) -> None:
     """Say that an output layer for other labels begins anew. Raises OptionError where other weights do not fit."""
     if misfits := [name for name in other_shapes if not name.startswith("classifier.")]:
         raise OptionError(
