@@ -68,7 +68,6 @@ class Labels:
     def config_options(self) -> dict[str, Any]:
         """What a model's configuration says of them."""
         return {
-            "num_labels": len(self),
             "id2label": dict(enumerate(self.names)),
             "label2id": dict(self.ids),
         }

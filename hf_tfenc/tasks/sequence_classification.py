@@ -126,7 +126,7 @@ class SequenceClassification(Task):
         self._settle()
 
     def _settle(self) -> None:
-        number = {"num_labels": 1, "id2label": {0: "score"}, "label2id": {"score": 0}}
+        number = {"id2label": {0: "score"}, "label2id": {"score": 0}}
         options = number if self.problem == REGRESSION else self.labels.config_options()
         self.config_options = options | {"problem_type": self.problem}
 
@@ -171,7 +171,7 @@ class SequenceClassification(Task):
     def collator(self, training: bool) -> RowLabelCollator:
         no_label: dict[str, Any] = {
             SINGLE: np.array(IGNORE_INDEX, dtype=np.int64),
-            MULTI: np.full(self.config_options["num_labels"], IGNORE_INDEX, dtype=np.float32),
+            MULTI: np.full(len(self.config_options["id2label"]), IGNORE_INDEX, dtype=np.float32),
             REGRESSION: np.array(np.nan, dtype=np.float32),
         }
         return RowLabelCollator(self.tokenizer.pad_token_id, self.args.max_seq_length, no_label[self.problem])
@@ -244,7 +244,10 @@ class SequenceClassification(Task):
             row = rows[0, index]
             with torch.no_grad():
                 measured = self.measure(model, {k: v.to(device) for k, v in collate([row]).items()})
-            text = " ".join(self.tokenizer.decode(row["input_ids"], skip_special_tokens=True).split())
+            ids = row["input_ids"]
+            texts = np.split(ids, np.flatnonzero(ids == self.tokenizer.sep_token_id))
+            shown = (" ".join(self.tokenizer.decode(part, skip_special_tokens=True).split()) for part in texts)
+            text = " | ".join(filter(None, shown))
             text = text if len(text) <= 100 else f"{text[:100]} …"
             said, true = self._named(measured["prediction"][0]), self._named(measured["label"][0])
             examples.append(f"{text}\n    {said}   (right: {true})")

@@ -30,12 +30,12 @@ def both(**columns):
 )
 def test_the_type_of_labels_says_what_the_problem_is(encoded_task, labels, problem, outputs):
     task, _ = encoded_task("single", both(text=["x", "y", "z"], label=labels))
-    assert task.config_options["problem_type"] == problem and task.config_options["num_labels"] == outputs
+    assert task.config_options["problem_type"] == problem and len(task.config_options["id2label"]) == outputs
 
 
 def test_the_option_says_otherwise(encoded_task):
     task, rows = encoded_task("single", both(text=["x", "y"], label=[1, 4]), problem_type=REGRESSION)
-    assert rows["train"]["labels"][:] == [1.0, 4.0] and task.config_options["num_labels"] == 1
+    assert rows["train"]["labels"][:] == [1.0, 4.0] and make_model(task).config.num_labels == 1
     task, rows = encoded_task("single", both(text=["x", "y"], label=[1.0, 0.0]), problem_type=SINGLE)
     assert rows["train"]["labels"][:] == [1, 0] and task.config_options["id2label"] == {0: "0", 1: "1"}
 
