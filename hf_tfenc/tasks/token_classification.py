@@ -312,11 +312,14 @@ def tagged_tokens(row: Row) -> tuple[np.ndarray, np.ndarray]:
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before a text, and after it."""
-    alone = encode_rows(tokenizer, ["a"], add_special_tokens=False)["input_ids"][0]
-    framed = encode_rows(tokenizer, ["a"])["input_ids"][0]
-    start = next(place for place in range(len(framed)) if framed[place : place + len(alone)] == alone)
-    return framed[:start], framed[start + len(alone) :]
+    """The special tokens that the tokenizer puts before a text, and after it. Raises ValueError if it keeps no text."""
+    for text in ("a", "x", "0", "."):  # a tokenizer may drop some of them
+        alone = encode_rows(tokenizer, [text], add_special_tokens=False)["input_ids"][0]
+        framed = encode_rows(tokenizer, [text])["input_ids"][0]
+        for start in range(len(framed)):
+            if alone and framed[start : start + len(alone)] == alone:
+                return framed[:start], framed[start + len(alone) :]
+    raise ValueError("The tokenizer keeps neither letters nor digits: choose another --tokenizer_name.")
 
 
 def _which_words(rows: Iterable[Row]) -> dict[str, np.ndarray]:

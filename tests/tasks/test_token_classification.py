@@ -50,6 +50,8 @@ def test_tags_stay_with_their_words(tokenizers, words, max_seq_length):
         task, windows = encoded(tokenizer, words, tags, max_seq_length)
         batch = task.collator(training=False)([windows.with_format("numpy")[i] for i in range(len(windows))])
         assert batch["input_ids"].shape[1] <= max_seq_length
+        assert (task.before, task.after) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+        assert {(ids[0], ids[-1]) for ids in windows["input_ids"]} == {(*task.before, *task.after)}
         labelled = []
         for row in range(len(windows)):
             source = windows[row]["source"]
