@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.sources import Column
+from ..presets import preset_config
 from ..tokenization import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -165,10 +166,6 @@ class Task(ABC):
 
     def segments(self) -> bool:
         """Whether the model of this run tells a first text from a second by `token_type_ids`."""
-        from transformers import AutoConfig
-
-        from ..presets import preset_config
-
         args = self.args
         if args.model_name_or_path is not None:
             config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
