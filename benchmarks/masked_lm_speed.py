@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM, ModernBertForMaskedLM
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.data.batching import TrainingBins
 from hf_tfenc.data.collators import EncodedRows
-from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.data.stdlib_corpus import stdlib_documents
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.convert import to_bert_config, to_modernbert_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
@@ -80,7 +80,7 @@ def main() -> None:
     accelerator = Accelerator()
 
     args = Arguments(max_seq_length=128, per_device_train_batch_size=16, mlm_probability=0.2, learning_rate=1e-4)
-    splits = load_text_splits(None)
+    splits = stdlib_documents().select_columns("text")
     task = MaskedLM(args, train_tokenizer(splits["train"]["text"][:], 4096, model_max_length=128))
     rows = task.encode(splits)["train"]
     bins = TrainingBins(rows.with_format("numpy")["length"][:], 16, seed=0)

@@ -656,10 +656,15 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Ten
 
 
 def squared_error(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Squared error of each value. Labels are (rows, values), or (rows,) for one value."""
+    """Squared error of each value, leaving out labels that are not a number.
+
+    Labels are (rows, values), or (rows,) for one value.
+    """
     labels = labels[:, None] if labels.dim() == 1 and logits.shape[-1] == 1 else labels
     check_shape("labels", labels, tuple(logits.shape), "(rows, values)")
-    return per_item(F.mse_loss(logits.float(), labels.float(), reduction="sum"), labels.numel(), num_items_in_batch)
+    kept = ~labels.isnan()
+    errors = torch.where(kept, logits.float() - labels.float(), 0.0)
+    return per_item(errors.square().sum(), kept.sum(), num_items_in_batch)
 
 
 SEQUENCE_LOSSES = {

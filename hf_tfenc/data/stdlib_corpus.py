@@ -14,9 +14,10 @@ import sys
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -68,26 +69,39 @@ def corpus_info(corpus: DatasetDict) -> dict[str, object]:
 
 def _built_corpus() -> Path:
     """Folder of this interpreter's corpus, built if it is not there yet."""
-    library = Path(sysconfig.get_path("stdlib"))
+
+    def build() -> dict[str, dict[str, list[Row]]]:
+        splits = _split([*_docstrings(standard_library()), *_topics()])
+        return {"docstrings": splits, "documents": {split: _documents(rows) for split, rows in splits.items()}}
+
+    return built_folder(f"v{CORPUS_VERSION}", build)
+
+
+def standard_library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def built_folder(version: str, build: Callable[[], Mapping[str, Mapping[str, list[dict[str, Any]]]]]) -> Path:
+    """A folder of data sets made from this interpreter's sources: rows by split by name, made on first use."""
     # Two installations of one version may be patched differently, hence the path in the key.
     key = "-".join(
         (
             sys.implementation.name,
             platform.python_version(),
             sys.platform,
-            hashlib.sha256(str(library).encode()).hexdigest()[:8],
-            f"v{CORPUS_VERSION}",
+            hashlib.sha256(str(standard_library()).encode()).hexdigest()[:8],
+            version,
         )
     )
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_tfenc_stdlib" / key
     if folder.exists():
         return folder
 
-    splits = _split([*_docstrings(library), *_topics()])
+    parts = build()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{key}.", ignore_cleanup_errors=True) as beside:
-        _save(splits, Path(beside) / "corpus" / "docstrings")
-        _save({split: _documents(rows) for split, rows in splits.items()}, Path(beside) / "corpus" / "documents")
+        for name, splits in parts.items():
+            _save(splits, Path(beside) / "corpus" / name)
         try:
             (Path(beside) / "corpus").rename(folder)
         except OSError:
@@ -96,7 +110,7 @@ def _built_corpus() -> Path:
     return folder
 
 
-def _save(splits: dict[str, list[Row]], folder: Path) -> None:
+def _save(splits: Mapping[str, list[dict[str, Any]]], folder: Path) -> None:
     corpus = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
     # The progress bars of so small a write would be the first thing a user sees.
     shown = datasets.is_progress_bar_enabled()
@@ -108,29 +122,44 @@ def _save(splits: dict[str, list[Row]], folder: Path) -> None:
             datasets.enable_progress_bars()
 
 
-def _docstrings(library: Path) -> list[Row]:
-    """Every docstring under `library`, modules in sorted order, each module's docstrings in source order."""
-    rows: list[Row] = []
+def modules(
+    library: Path, wanted: Callable[[str], bool] = lambda module: True
+) -> Iterator[tuple[str, bytes, ast.Module]]:
+    """(dotted name, source, its tree) of the modules under `library` whose names are wanted, by path."""
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
         # Folders whose name no import could spell (site-packages, config-3.11-...) are no part of the library.
         if SKIPPED & set(parts) or not all(part.isidentifier() for part in parts):
             continue
         module = ".".join(parts).removesuffix(".__init__")
+        if not wanted(module):
+            continue
+        source = path.read_bytes()
         try:
             with warnings.catch_warnings(action="ignore"):  # some sources hold escapes deprecated by now
-                tree = ast.parse(path.read_bytes())
+                tree = ast.parse(source)
         except (SyntaxError, ValueError):  # templates and samples of other Python versions
             continue
+        yield module, source, tree
+
+
+def _docstrings(library: Path) -> list[Row]:
+    """Every docstring under `library`, modules in sorted order, each module's docstrings in source order."""
+    rows: list[Row] = []
+    for module, _, tree in modules(library):
         for name, kind, text in _walk(tree):
             if text := inspect.cleandoc(text).strip():
                 rows.append({"module": module, "name": name, "kind": kind, "text": text})
     if not rows:
-        raise OSError(
-            f"The built-in corpus needs the sources of Python's standard library, and {library} holds none: "
-            "use a Python that has them, or give your own text with --train_file."
-        )
+        raise no_sources(library)
     return sorted(rows, key=lambda row: row["module"])  # stable, so source order remains within a module
+
+
+def no_sources(library: Path) -> OSError:
+    return OSError(
+        f"The built-in corpus needs the sources of Python's standard library, and {library} holds none: "
+        "use a Python that has them, or give your own text with --train_file."
+    )
 
 
 def _walk(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -165,11 +194,11 @@ def _split(rows: list[Row]) -> dict[str, list[Row]]:
     """`rows` in `train` and `validation`, in their order; of equal texts the first of `train` is kept."""
     characters: dict[str, int] = {}
     for row in rows:
-        family = _family(row["module"])
+        family = family_of(row["module"])
         characters[family] = characters.get(family, 0) + len(row["text"])
 
     def held_out(row: Row) -> bool:
-        family = _family(row["module"])
+        family = family_of(row["module"])
         # Topics repeat one another's sections, so that a held-out topic would have been seen in training.
         if row["kind"] == "topic" or characters[family] > LARGEST_HELD_OUT_FAMILY:
             return False
@@ -188,7 +217,7 @@ def _split(rows: list[Row]) -> dict[str, list[Row]]:
     return {"train": train, "validation": validation}
 
 
-def _family(module: str) -> str:
+def family_of(module: str) -> str:
     """Modules that document the same things: `_pydecimal` and `decimal`, `sre_parse` and `sre_compile`."""
     return re.sub(r"^_+(py)?_*", "", module.split(".")[0]).split("_")[0]
 

@@ -10,8 +10,8 @@ logger = logging.getLogger(__name__)
 TRAINING, HELD_OUT, BASELINE = "#56B4E9", "#D55E00", "#000000"
 
 
-def plot_loss(log_file: Path, unigram_loss: float | None, picture: Path) -> None:
-    """Draw training loss, held-out loss and learning rate over steps, and the line of the unigram model.
+def plot_loss(log_file: Path, baseline_loss: float | None, picture: Path) -> None:
+    """Draw training loss, held-out loss and learning rate over steps, and the line of a model that only counts.
 
     Without matplotlib there is no picture, and one log line says so.
     """
@@ -30,9 +30,9 @@ def plot_loss(log_file: Path, unigram_loss: float | None, picture: Path) -> None
     loss_axes.plot(
         [r["step"] for r in held_out], [r["eval_loss"] for r in held_out], "o-", color=HELD_OUT, label="held out"
     )
-    if unigram_loss is not None:
-        loss_axes.axhline(unigram_loss, color=BASELINE, linestyle="--", linewidth=1, label="unigram model")
-    loss_axes.set_ylabel("loss (nats)")
+    if baseline_loss is not None:
+        loss_axes.axhline(baseline_loss, color=BASELINE, linestyle="--", linewidth=1, label="counting alone")
+    loss_axes.set_ylabel("loss")
     loss_axes.legend(frameon=False)
     rate_axes.plot([r["step"] for r in training], [r["learning_rate"] for r in training], color=BASELINE, linewidth=1)
     rate_axes.set_ylabel("learning rate")

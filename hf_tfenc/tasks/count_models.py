@@ -1,4 +1,6 @@
-"""Two models that only count, to hold a trained one against: the commonest token, and the token between its neighbours."""
+"""Models that only count, to hold a trained one against: tokens by themselves, between neighbours, shared by texts."""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -74,6 +76,13 @@ class BigramModel:
         right = sum(self.guess(inputs[p], inputs[p + 2], hidden) == labels[p] for p in positions)
         return right / max(len(positions), 1)
 
+    def accuracy_from_left(self, left: np.ndarray, targets: np.ndarray) -> float:
+        """Share of `targets` guessed right from the token before each of them alone; both (n,)."""
+        hidden = -1
+        tokens, inverse = np.unique(left, return_inverse=True)
+        guesses = np.array([self.guess(token, hidden, hidden) for token in tokens.tolist()])
+        return float((guesses[inverse] == targets).mean())
+
 
 class _Table:
     """Counts of pairs, by their first token, in sorted arrays: as large as the text, not as the vocabulary squared."""
@@ -86,3 +95,43 @@ class _Table:
         """The tokens that stood beside `token`, and how often."""
         span = slice(self.starts[token], self.starts[token + 1])
         return self.tokens[span], self.counts[span]
+
+
+class TfIdf:
+    """Texts as weighted counts of their tokens, compared by cosine similarity (Salton & Buckley 1988).
+
+    A token's weight is its count times 1 + ln((1 + texts) / (1 + texts that have it)).
+
+    Args:
+        texts: the training texts, each an array of tokens
+    """
+
+    def __init__(self, vocab_size: int, texts: list[np.ndarray]):
+        have = np.zeros(vocab_size)
+        for tokens in texts:
+            have[np.unique(tokens)] += 1
+        self.rarity = 1 + np.log((1 + len(texts)) / (1 + have))
+
+    def vector(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The different tokens of a text, and their weights, of unit length."""
+        different, counts = np.unique(tokens, return_counts=True)
+        weights = counts * self.rarity[different]
+        return different, weights / max(np.linalg.norm(weights), 1e-12)
+
+    def similarities(self, texts: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of a text's tokens: its similarity to each of `texts`, (texts,)."""
+        vectors = [self.vector(tokens) for tokens in texts]
+        tokens = np.concatenate([different for different, _ in vectors])
+        order = np.argsort(tokens, kind="stable")
+        weights = np.concatenate([weights for _, weights in vectors])[order]
+        owners = np.repeat(np.arange(len(texts)), [len(different) for different, _ in vectors])[order]
+        starts = np.searchsorted(tokens[order], np.arange(len(self.rarity) + 1))
+
+        def similarity(text: np.ndarray) -> np.ndarray:
+            result = np.zeros(len(texts))
+            for token, weight in zip(*self.vector(text), strict=True):
+                having = slice(starts[token], starts[token + 1])
+                result[owners[having]] += weight * weights[having]  # a text has each token once here
+            return result
+
+        return similarity

@@ -5,29 +5,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, Features, List, Value
-from datasets.fingerprint import Hasher
-from torch import Tensor, nn
+from tokenizers import Encoding
+from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from ..data.batching import EvaluationBins
-from ..data.collators import IGNORE_INDEX, PaddedCollator
-from ..data.masking import TokenMasking
-from ..tokenization import encode_rows, token_byte_lengths, tokenizer_digest
+from ..data.collators import PaddedCollator
+from ..data.masking import MASKINGS, TokenMasking
+from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
+from .language_modeling import EVALUATION_SEED, LanguageModeling
+from .task import Batch, Measurement
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
-EVALUATION_SEED = 0  # evaluation masks are the same for every run, so that runs can be compared
-BASELINE_TOKENS = 20_000_000  # of training text counted at most; beyond, the counts hardly move and memory does
 
+class MaskedLM(LanguageModeling):
+    """The task `mlm`.
 
-class MaskedLM:
-    """The task `mlm`."""
+    Training hides tokens, whole words or spans, as `--mlm_masking` says. Evaluation always hides tokens, the same ones,
+    so that runs can be compared.
+    """
 
     auto_class = AutoModelForMaskedLM
+    pipeline_tag = "fill-mask"
+    description = "masked language modelling"
+    epochs = 8
+    reported = {
+        "eval_accuracy": "masked-token accuracy",
+        "eval_loss": "loss, nats a masked token",
+        "eval_perplexity": "perplexity",
+        "eval_loss_per_byte": "loss, nats a byte of the masked text",
+    }
+    counted = {
+        "eval_bigram_accuracy": "accuracy of a token counted between its two neighbours",
+        "eval_unigram_accuracy": "accuracy of the commonest token",
+        "eval_unigram_loss": "loss of the frequencies of tokens",
+    }
     config_options = {"sparse_prediction": True}
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
@@ -36,10 +52,8 @@ class MaskedLM:
                 "The tokenizer has no mask token, and masked language modelling needs one: "
                 "choose another --tokenizer_name, or train one by leaving it out."
             )
-        self.args, self.tokenizer = args, tokenizer
-        self.is_special = np.zeros(len(tokenizer), dtype=bool)
-        self.is_special[tokenizer.all_special_ids] = True
-        self.bytes_of = torch.from_numpy(token_byte_lengths(tokenizer))
+        super().__init__(args, tokenizer)
+        self.marks_words = args.mlm_masking != "token"
 
     # --- Rows and batches ---
 
@@ -47,25 +61,15 @@ class MaskedLM:
         """Text to windows of at most `max_seq_length` tokens, special ones included; nothing is dropped.
 
         Returns:
-            for each split the columns `input_ids` (narrow integers) and `length`
+            for each split the columns `input_ids` (narrow integers) and `length`, and `word_starts` (a bit for each
+            token) where masks are of words or spans
         """
-        ids = Value("uint16" if len(self.tokenizer) <= 2**16 else "int32")
-        features = Features({"input_ids": List(ids), "length": Value("int32")})
-        return DatasetDict(
-            {
-                split: rows.map(
-                    self._windows,
-                    batched=True,
-                    remove_columns=rows.column_names,
-                    features=features,
-                    new_fingerprint=self._fingerprint(rows),
-                    desc=f"Tokenizing {split}",
-                )
-                for split, rows in splits.items()
-            }
-        )
+        features = {"input_ids": self.id_feature(), "length": Value("int32")}
+        if self.marks_words:
+            features["word_starts"] = List(Value("bool"))
+        return self.map_rows(splits, self._windows, Features(features), self.marks_words)
 
-    def _windows(self, batch: dict[str, list]) -> dict[str, list]:
+    def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
         encoded = encode_rows(
             self.tokenizer,
             batch["text"],
@@ -74,66 +78,45 @@ class MaskedLM:
             return_overflowing_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
-        )["input_ids"]
-        return {"input_ids": encoded, "length": [len(ids) for ids in encoded]}
-
-    def _fingerprint(self, rows: Dataset) -> str:
-        # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
-        return Hasher.hash(
-            ["windows", 1, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
         )
+        windows = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]]}
+        if self.marks_words:
+            sources = encoded["overflow_to_sample_mapping"]
+            windows["word_starts"] = [
+                word_starts(window, batch["text"][source])
+                for window, source in zip(encoded.encodings, sources, strict=True)
+            ]
+        return windows
 
     def collator(self, training: bool) -> PaddedCollator:
         args = self.args
-        masking = TokenMasking(
+        kind = MASKINGS[args.mlm_masking] if training else TokenMasking
+        masking = kind(
             seed=args.seed if training else EVALUATION_SEED,
             probability=args.mlm_probability if training else args.eval_mlm_probability,
             mask_token_id=self.tokenizer.mask_token_id,
             is_special=self.is_special,
         )
-        return PaddedCollator(self.tokenizer.pad_token_id, masking, args.max_seq_length)
+        return PaddedCollator(self.tokenizer.pad_token_id, masking.label_row, args.max_seq_length)
 
-    # --- Loss and metrics ---
-
-    @staticmethod
-    def count_items(batch: dict[str, Tensor]) -> Tensor:
-        """Masked tokens of a batch: what the loss is a mean over."""
-        return (batch["labels"] != IGNORE_INDEX).sum()
-
-    def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Sums over the masked tokens of one evaluation batch."""
+    def measure(self, model: nn.Module, batch: Batch) -> Measurement:
+        """Losses over the masked tokens of one evaluation batch."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        logits = model(**inputs).logits.float()  # (masked tokens, vocab)
-        labels = batch["labels"].flatten()[batch["prediction_positions"]]
-        return {
-            "loss": F.cross_entropy(logits, labels, reduction="sum").item(),
-            "items": len(labels),
-            "correct": (logits.argmax(dim=-1) == labels).sum().item(),
-            "bytes": self.bytes_of[labels.cpu()].sum().item(),
-        }
-
-    @staticmethod
-    def metrics(sums: dict[str, float]) -> dict[str, float]:
-        """Metrics from those sums over a whole split."""
-        items = max(sums["items"], 1)
-        return {
-            "eval_loss": sums["loss"] / items,
-            "eval_perplexity": float(np.exp(min(sums["loss"] / items, 700))),
-            "eval_accuracy": sums["correct"] / items,
-            "eval_loss_per_byte": sums["loss"] / max(sums["bytes"], 1),
-        }
+        where = batch["prediction_positions"]
+        rows = where // batch["labels"].shape[1]
+        return self.token_losses(model(**inputs).logits, batch["labels"].flatten()[where], rows)
 
     # --- What a model that only counts would reach ---
 
     def baseline_loss(self, train: Dataset, evaluation: Dataset) -> float:
         """Cross-entropy of the unigram model on the masked tokens of the evaluation rows, in nats."""
-        _, counts = self._counts(train)
+        _, counts = self.training_tokens(train)
         _, labels = self._evaluation_tokens(evaluation)
         return UnigramModel(counts).loss(labels[labels >= 0])
 
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """What the two count models reach on the evaluation's own masked positions."""
-        tokens, counts = self._counts(train)
+        tokens, counts = self.training_tokens(train)
         inputs, labels = self._evaluation_tokens(evaluation)
         targets = labels[labels >= 0]
         bigram = BigramModel(tokens, counts, ~self.is_special)
@@ -143,21 +126,12 @@ class MaskedLM:
             "eval_bigram_accuracy": bigram.accuracy(inputs, labels, self.tokenizer.mask_token_id),
         }
 
-    def _counts(self, train: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        chunks, total = [], 0
-        for batch in train.with_format("numpy", columns=["input_ids"]).iter(batch_size=1000):
-            chunks += list(batch["input_ids"])
-            total += sum(map(len, batch["input_ids"]))
-            if total >= BASELINE_TOKENS:
-                break
-        tokens = np.concatenate(chunks).astype(np.int64)
-        counts = np.bincount(tokens, minlength=len(self.is_special))
-        return tokens, np.where(self.is_special, 0, counts)
-
     def _evaluation_tokens(self, evaluation: Dataset) -> tuple[np.ndarray, np.ndarray]:
         label_row = self.collator(training=False).label_row
         rows = evaluation.with_format("numpy", columns=["input_ids"])["input_ids"]
-        pairs = [label_row(ids, EvaluationBins.EPOCH, index) for index, ids in enumerate(rows)]
+        pairs = [
+            label_row({"input_ids": ids, "epoch": EvaluationBins.EPOCH, "row": row}) for row, ids in enumerate(rows)
+        ]
         return np.concatenate([inputs for inputs, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
     # --- What it learned, to look at ---
@@ -199,13 +173,38 @@ class MaskedLM:
         )
         return f"… {left} ____ {right} …\n    {guesses}   (text: {self.tokenizer.decode([target]).strip()!r})"
 
-    @staticmethod
-    def summary(metrics: dict[str, Any]) -> str:
+    def summary(self, metrics: dict[str, Any]) -> str:
         """The result in a few lines."""
         return (
-            f"held-out loss {metrics['eval_loss']:.3f} · perplexity {metrics['eval_perplexity']:.1f} · "
-            f"loss per byte {metrics['eval_loss_per_byte']:.3f}\n"
+            f"{self.result_line(metrics)}\n"
             f"masked-token accuracy {metrics['eval_accuracy']:.3f}   "
             f"(counting alone, on the same positions: commonest token {metrics['eval_unigram_accuracy']:.3f}, "
             f"between its neighbours {metrics['eval_bigram_accuracy']:.3f})"
         )
+
+    @staticmethod
+    def usage(where: str) -> str:
+        return f'fill = pipeline("fill-mask", "{where}")\nprint(fill("Return a new [MASK]."))'
+
+    @staticmethod
+    def next_steps(folder: str) -> list[str]:
+        return [
+            "accelerate launch train.py --config recipes/classic.yaml",
+            "accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
+            f"accelerate launch train.py --task sequence-classification --model_name_or_path {folder}",
+        ]
+
+
+def word_starts(window: Encoding, text: str) -> list[bool]:
+    """Which tokens begin a word: (length,). Special tokens do.
+
+    Words are those of the tokenizer's own pre-tokenizer, cut again at white space, for some tokenizers take a whole
+    text for one word.
+    """
+    starts, previous, word_before = [], (0, 0), None
+    for (start, end), word in zip(window.offsets, window.word_ids, strict=True):
+        # A token may hold the space before its word, stand behind it, or leave it out; a lone space begins a word.
+        space = start > previous[1] or any(text[place : place + 1].isspace() for place in (start, max(start - 1, 0)))
+        starts.append(word is None or word != word_before or (space and not text[slice(*previous)].isspace()))
+        previous, word_before = (start, end), word
+    return starts

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,20 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from ..configuration_tfenc import PROBLEM_TYPES
+from ..data.masking import MASKINGS
 from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
 
+# Options that other tasks would ignore.
+TASK_OPTIONS = {
+    "text_pair_column": ("sequence-classification", "embedding"),
+    "negative_column": ("embedding",),
+    "label_column": ("sequence-classification", "token-classification", "embedding"),
+    "problem_type": ("sequence-classification",),
+    "mlm_masking": ("mlm",),
+}
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes")
 
@@ -54,13 +65,26 @@ class DataArguments:
         None, "text, json(l), csv or parquet: files, folders or patterns; without it, the built-in corpus"
     )
     validation_file: list[str] | None = option(None, "the same for held-out text; without it, a share is held out")
-    text_column: str | None = option(None, "the column with the text, where its name does not say so")
+    test_file: list[str] | None = option(None, "the same for text that is looked at once, at the end")
+    dataset_name: str | None = option(None, "a data set on the Hub, or a folder like one, in place of train_file")
+    dataset_config_name: str | None = option(None, "which of its configurations")
+    dataset_revision: str | None = option(None, "which of its commits, branches or tags")
+    text_column: str | None = option(None, "the column with the text (words, anchors), where its name does not say so")
+    text_pair_column: str | None = option(None, "the column with the second text (positives)")
+    negative_column: str | None = option(None, "embedding: the column with hard negatives")
+    label_column: str | None = option(None, "the column with the labels (tags, scores)")
+    skip_bad_rows: bool = option(False, "count rows that cannot be used, and go on without them")
     sample_by: Literal["document", "paragraph", "line"] = option("document", "what is one row of a text file")
     max_train_samples: int | None = option(None, "use this many rows of text and no more")
     max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
     max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
+    problem_type: str | None = option(
+        None, "what the labels of sequences are, where their type does not say so", choices=PROBLEM_TYPES
+    )
+    mlm_masking: str = option("token", "what training masks: tokens, whole words or spans", choices=list(MASKINGS))
     mlm_probability: float = option(0.3, "share of tokens masked in training")
     eval_mlm_probability: float = option(0.15, "share of tokens masked in evaluation, always the same ones")
+    temperature: float = option(0.05, "embedding: what similarities are divided by in the loss")
     dataloader_num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the training process")
 
 
@@ -69,7 +93,9 @@ class OptimizationArguments:
     per_device_train_batch_size: int = option(16, "rows of a micro-batch")
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
-    num_train_epochs: int = option(8, "passes over the training rows")
+    num_train_epochs: int | None = option(
+        None, "passes over the training rows; if not given, as many as suit the task"
+    )
     max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
     optim: str = option("muon", "the optimizer", choices=sorted(OPTIMIZERS))
     learning_rate: float | None = option(None, "the peak learning rate; 0.5 / hidden_size if not given")
@@ -114,6 +140,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = os.path.join("outputs", self.task)
+        if self.num_train_epochs is None and self.task in TASKS:
+            self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
 
     def _refuse(self) -> None:
@@ -121,7 +149,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
-            "max_eval_samples", "learning_rate", "adam_epsilon",
+            "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -139,6 +167,12 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
                 raise OptionError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if self.max_seq_length < 8:
             raise OptionError(f"--max_seq_length is {self.max_seq_length}; rows need at least 8 tokens.")
+        for name, allowed in (("problem_type", (None, *PROBLEM_TYPES)), ("mlm_masking", tuple(MASKINGS))):
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
+        for name, tasks in TASK_OPTIONS.items():
+            if getattr(self, name) not in (None, "token") and self.task not in tasks:
+                raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.push_to_hub and not self.hub_model_id:
@@ -163,6 +197,10 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name in ONE_CALL:
             del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class _Parser(HfArgumentParser):

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
-# After this share of the steps, a loss this near the unigram loss has learned nothing.
+# After this share of the steps, a loss this near the baseline has learned nothing.
 STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02
 SKIPS_SAID = 3
 
@@ -68,7 +68,7 @@ class Monitor:
         if not self.active:
             return
         line = (
-            f"epoch {record['epoch']:.1f} · loss {record['loss']:.3f} (unigram {self.baseline_loss:.3f}) · "
+            f"epoch {record['epoch']:.1f} · loss {record['loss']:.3f} (counting alone {self.baseline_loss:.3f}) · "
             f"{record['tokens_per_second']:,.0f} tokens/s"
         )
         if self.terminal:
@@ -85,8 +85,8 @@ class Monitor:
             self.warned = True
             if record["loss"] > self.baseline_loss - STUCK_MARGIN:
                 self.say(
-                    f"The loss {record['loss']:.3f} has not come below the unigram line {self.baseline_loss:.3f}: the model "
-                    "knows at best how often tokens occur, and nothing of their context. Most often a lower --learning_rate, "
+                    f"The loss {record['loss']:.3f} has not come below {self.baseline_loss:.3f}, which counting alone reaches: "
+                    "nothing is learned yet beyond how often things occur. Most often a lower --learning_rate, "
                     "a longer --warmup_steps or pre-norm (--preset modern-tiny) mends it."
                 )
 
@@ -95,7 +95,7 @@ class Monitor:
         self.write(record)
         shown = " · ".join(
             f"{name.removeprefix('eval_').replace('_', ' ')} {record[name]:.3f}"
-            for name in ("eval_loss", "eval_accuracy")
+            for name in ("eval_loss", "eval_accuracy", "eval_f1", "eval_macro_f1", "eval_mrr", "eval_spearman")
             if name in record
         )
         self.say(f"step {record['step']}: held-out {shown}")

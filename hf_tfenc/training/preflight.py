@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -60,8 +61,13 @@ def check_space(folder: Path, model: nn.Module) -> None:
         )
 
 
-def check_rows(rows: DatasetDict, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether the model can take the rows.
+def check_rows(
+    rows: DatasetDict,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str] = ("input_ids",),
+) -> None:
+    """Whether the model can take the rows, whose token ids are in `columns`.
 
     Raises:
         OptionError: a split is empty, an id is none of the model's vocabulary, a row is longer than its positions, or
@@ -71,12 +77,12 @@ def check_rows(rows: DatasetDict, model: PreTrainedModel, tokenizer: PreTrainedT
     for split, encoded in rows.items():
         if not len(encoded):
             raise OptionError(f"The {split} split has no row left to learn from: give it more text.")
-        if (largest := _largest_id(encoded)) >= config.vocab_size:
+        largest, longest = (max(found) for found in zip(*(_extremes(encoded, name) for name in columns), strict=True))
+        if largest >= config.vocab_size:
             raise OptionError(
                 f"The {split} split has the token {largest}, and the model's vocab_size is {config.vocab_size}: "
                 "use the model's own tokenizer."
             )
-        longest = max(encoded["length"][:])
         if config.position_embedding_type in ("sinusoidal", "learned") and longest > config.max_position_embeddings:
             raise OptionError(
                 f"The {split} split has a row of {longest} tokens, and the model has "
@@ -91,9 +97,11 @@ def check_rows(rows: DatasetDict, model: PreTrainedModel, tokenizer: PreTrainedT
         )
 
 
-def _largest_id(rows: Dataset) -> int:
-    """The largest token id of encoded rows."""
-    return max(
-        pc.max(pc.list_flatten(batch.column("input_ids"))).as_py() or 0
-        for batch in rows.with_format("arrow").iter(batch_size=10_000)
-    )
+def _extremes(rows: Dataset, column: str) -> tuple[int, int]:
+    """The largest token id in a column of encoded rows, and the tokens of the longest row."""
+    largest = longest = 0
+    for batch in rows.with_format("arrow").iter(batch_size=10_000):
+        ids = batch.column(column)
+        largest = max(largest, pc.max(pc.list_flatten(ids)).as_py() or 0)
+        longest = max(longest, pc.max(pc.list_value_length(ids)).as_py() or 0)
+    return largest, longest

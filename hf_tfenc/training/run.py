@@ -9,6 +9,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from ..configuration_tfenc import TfEncConfig
-from ..data.sources import load_text_splits
+from ..data.sources import Source, load_splits
 from ..data.stdlib_corpus import corpus_info
 from ..presets import preset_config
 from ..publish.card import write_card
@@ -89,18 +91,13 @@ def run(args: Arguments) -> dict[str, Any]:
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
+    kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        splits = load_text_splits(
-            args.train_file,
-            args.validation_file,
-            text_column=args.text_column,
-            sample_by=args.sample_by,
-            max_train_samples=args.max_train_samples,
-            max_eval_samples=args.max_eval_samples,
-        )
+        source = Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
+        splits = load_splits(source, kind.columns(args), kind.built_in)
     saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
-    task = TASKS[args.task](args, tokenizer)
+    task = kind(args, tokenizer)
     with accelerator.main_process_first():
         rows = task.encode(splits)
     for name, encoded in rows.items():
@@ -108,7 +105,7 @@ def run(args: Arguments) -> dict[str, Any]:
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
-    check_rows(rows, model, tokenizer)
+    check_rows(rows, model, tokenizer, task.token_columns)
     say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
@@ -128,7 +125,8 @@ def run(args: Arguments) -> dict[str, Any]:
         else:
             on_main(accelerator, lambda: prepare_folder(args, folder, model, start, progress.global_step))
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
-            metrics = train(trainer, output, task.baseline_loss(rows["train"], rows["validation"]), start)
+            baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
+            metrics = {"baseline_loss": baseline_loss} | train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
         measured = trainer.evaluate(signals, best)
@@ -137,8 +135,11 @@ def run(args: Arguments) -> dict[str, Any]:
     metrics |= measured
     if accelerator.is_main_process and not start.finished:
         metrics |= task.baselines(rows["train"], rows["validation"])
-        if args.train_file is None:
-            metrics["corpus"] = corpus_info(splits)  # it differs a little from one Python version to the next
+        if args.train_file is None and args.dataset_name is None:
+            texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
+            metrics["corpus"] = corpus_info(
+                DatasetDict(texts)
+            )  # it differs a little from one Python version to the next
         metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
@@ -159,7 +160,7 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
     accelerator, step = trainer.accelerator, trainer.progress.global_step
     accelerator.print(
         f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
-        f"a model that only counts tokens has a loss of {baseline_loss:.3f}"
+        f"a model that only counts has a loss of {baseline_loss:.3f}"
     )
     if start.checkpoint is not None:
         trainer.restore(start.checkpoint, start.state)
@@ -200,7 +201,7 @@ def make_tokenizer(
         return load_tokenizer(named)
     trained: list[Any] = [None]
     if accelerator.is_main_process:
-        texts = (text for batch in train_texts.iter(batch_size=1000) for text in batch["text"])
+        texts = (text for batch in train_texts.iter(batch_size=1000) for text in TASKS[args.task].texts(batch))
         trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
@@ -225,7 +226,10 @@ def make_model(
                 f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
                 f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
             )
-        model = task.auto_class.from_pretrained(weights, **overrides, **attention)
+        model, loading = task.auto_class.from_pretrained(
+            weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
+        )
+        check_shapes(weights, [name for name, *_ in loading["mismatched_keys"]])
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
         model = (
@@ -244,6 +248,17 @@ def make_model(
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )
     return model
+
+
+def check_shapes(weights: Any, other_shapes: list[str]) -> None:
+    """Say that an output layer for other labels begins anew. Raises OptionError where other weights do not fit."""
+    if misfits := [name for name in other_shapes if not name.startswith("classifier.")]:
+        raise OptionError(
+            f"--model_name_or_path {weights}: {misfits[0]} has another shape there than --config_overrides ask for: "
+            "leave the sizes to the model."
+        )
+    if other_shapes:
+        logger.warning("The output layer of %s is for other labels, so it begins anew.", weights)
 
 
 def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
@@ -297,13 +312,17 @@ def finish(
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
-    plot_loss(folder / LOG_FILE, metrics.get("eval_unigram_loss"), folder / "loss.png")
+    plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
     write_card(folder, args, model, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
 
 
 def result_text(metrics: dict[str, Any], folder: Path) -> str:
     """What a run learned, where it lies, and what to do next."""
+    kind = TASKS[metrics["hf_tfenc_task"]]
+    program = "; ".join(
+        ["import hf_tfenc", "from transformers import pipeline", *kind.usage(str(folder)).splitlines()]
+    )
     return "\n".join(
         [
             *metrics["examples"],
@@ -312,10 +331,8 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
             "",
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
-            '  python -c "import hf_tfenc; from transformers import pipeline; '
-            f"print(pipeline('fill-mask', '{folder}')('Return a new [MASK].'))\"",
-            "  accelerate launch train.py --config recipes/classic.yaml",
-            "  accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
+            f"  python -c {shlex.quote(program)}",
+            *(f"  {command}" for command in kind.next_steps(str(folder))),
         ]
     )
 

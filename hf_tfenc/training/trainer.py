@@ -4,7 +4,6 @@ The textbook's loop is `Trainer.train` and `training_step`. What stands around i
 items divided by their number in the whole step, so the gradient does not depend on how the step is split.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +22,14 @@ from torch.utils.data import DataLoader
 
 from ..data.batching import EvaluationBins, TrainingBins
 from ..data.collators import EncodedRows
-from ..tasks import Task
+from ..tasks import Batch, Task, join
 from .arguments import Arguments
 from .checkpointing import OutputFolder, restore_state
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
 
-Batch = dict[str, Tensor]
+DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
 
 
 class StepResult(NamedTuple):
@@ -48,7 +47,7 @@ def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
-    count_items: Callable[[Batch], Tensor],
+    task: Task,
     max_grad_norm: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> StepResult:
@@ -57,17 +56,10 @@ def training_step(
     All processes meet here three times: to count items, to add up gradients (in the last micro-batch's backward pass),
     and to add up the loss and hear whether one of them was asked to `stop`. A step whose loss or gradient is not finite is skipped by all of them.
     """
-    items = torch.stack([count_items(batch) for batch in micro_batches]).sum()
+    items = torch.stack([task.count_items(batch) for batch in micro_batches]).sum()
     items = accelerator.reduce(items, reduction="sum")
-    total = torch.zeros((), device=accelerator.device)
     optimizer.zero_grad()
-    for index, batch in enumerate(micro_batches):
-        last = index == len(micro_batches) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss = model(**batch, num_items_in_batch=items).loss
-            # Processes' gradients are averaged; a sum over items needs them added up.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
+    total = task.backward(accelerator, model, micro_batches, items)
     total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
@@ -180,7 +172,7 @@ class Trainer:
 
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
-        epochs = self.args.num_train_epochs - self.progress.epoch
+        epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
         return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
 
     def loader(self, rows: Dataset, bins: Any, training: bool) -> DataLoader:
@@ -268,7 +260,7 @@ class Trainer:
             self.model,
             self.optimizer,
             batches,
-            self.task.count_items,
+            self.task,
             self.args.max_grad_norm,
             lambda: self.signals.received,
         )
@@ -407,16 +399,15 @@ class Trainer:
         # Not the wrapped one, in which processes wait for each other.
         model = model or self.accelerator.unwrap_model(self.model)
         model.eval()
-        sums: dict[str, float] = {}
+        parts = []
         for rows, batch in zip(self.eval_bins, self.eval_loader, strict=True):
             if signals is not None and self.any_process(signals.received):
                 return None
             measured = self.task.measure(model, self.on_device(batch))
             if rows:  # else it stands in for none, so that all processes have the same number of batches
-                for name, value in measured.items():
-                    sums[name] = sums.get(name, 0) + value
-        of_all = gather_object([sums])
-        return self.task.metrics({name: sum(part.get(name, 0) for part in of_all) for name in of_all[0]})
+                parts.append(measured)
+        of_all = [part for part in gather_object([join(parts)]) if part]
+        return {name: float(f"{value:.{DIGITS}g}") for name, value in self.task.metrics(join(of_all)).items()}
 
     def any_process(self, condition: bool) -> bool:
         """Whether a condition holds in one process at least."""

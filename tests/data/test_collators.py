@@ -13,10 +13,11 @@ from hf_tfenc.data.masking import IGNORE_INDEX, TokenMasking
 PAD = 9
 
 
-def every_other(input_ids, epoch, row):
+def every_other(row):
     """Labels at odd places; the input tells epoch and row."""
-    labels = np.where(np.arange(len(input_ids)) % 2, input_ids, IGNORE_INDEX)
-    return input_ids + 100 * row + 1000 * epoch, labels
+    ids = row["input_ids"]
+    labels = np.where(np.arange(len(ids)) % 2, ids, IGNORE_INDEX)
+    return ids + 100 * row["row"] + 1000 * row["epoch"], labels
 
 
 def rows(*lengths):
@@ -65,7 +66,7 @@ def test_number_of_workers_changes_nothing():
         loader = DataLoader(
             EncodedRows(encoded),
             batch_sampler=bins,
-            collate_fn=PaddedCollator(0, masking, max_length=64),
+            collate_fn=PaddedCollator(0, masking.label_row, max_length=64),
             num_workers=workers,
             persistent_workers=workers > 0,
         )

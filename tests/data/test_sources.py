@@ -2,59 +2,21 @@
 
 import gzip
 import json
-import logging
-import socket
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_tfenc.data import sources
-from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.data import files
+from hf_tfenc.data.sources import TEXT_COLUMNS, Column, Source, load_splits
+
+pytestmark = pytest.mark.usefixtures("cache", "offline")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    def connect(*_):
-        raise AssertionError("a local file needs no network")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, logger="hf_tfenc")
-    return caplog
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        """A file of the kind its name tells: rows for json(l) and parquet, else text or bytes. Returns its path."""
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif name.endswith(".jsonl"):
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
-        elif name.endswith(".json"):
-            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        elif name.endswith(".parquet"):
-            pq.write_table(content if isinstance(content, pa.Table) else pa.Table.from_pylist(content), path)
-        else:
-            path.write_bytes(content.encode())
-        return str(path)
-
-    return write
+def load_text_splits(train_file, validation_file=None, text_column=None, **options):
+    source = Source(train_file=train_file, validation_file=validation_file, **options)
+    return load_splits(source, [Column("text", "text", TEXT_COLUMNS, text_column, "--text_column")])
 
 
 TEXTS = ["first row", "second: ünïcode 東京 😀", 'third, with a "quote"', "fourth\nof two lines", "  fifth  "]
@@ -115,16 +77,35 @@ def test_rows_of_plain_text(write, sample_by, rows):
     assert [text.rstrip() for text in splits["train"]["text"]] == [row.rstrip() for row in rows]
 
 
-def test_the_built_in_corpus_without_files(monkeypatch):
+def test_the_built_in_corpus_without_files():
     corpus = DatasetDict(
         {split: Dataset.from_dict({"module": ["m"], "text": [split]}) for split in ("train", "validation")}
     )
-    monkeypatch.setattr(sources, "stdlib_documents", lambda: corpus)
-    splits = load_text_splits(None)
+    splits = load_splits(Source(), [Column("text", "text", ())], built_in=lambda: corpus)
     assert {split: rows.to_dict() for split, rows in splits.items()} == {
         "train": {"text": ["train"]},
         "validation": {"text": ["validation"]},
     }
+
+
+def test_a_long_file_is_no_single_row(write, monkeypatch, log):
+    monkeypatch.setattr(files, "LONG_DOCUMENT", 10_000)
+    monkeypatch.setattr(files, "PART_CHARACTERS", 1000)
+    text = "".join(f"line {number} ünï\r\n" for number in range(1000)) + "\n" + "x" * 5500
+    path, short = write("a.txt", "\ufeff" + text), write("b.txt", "short\ntext")
+    rows = load_text_splits([path, short], short)["train"]["text"][:]
+    assert rows[-1] == "short\ntext" and "".join(rows[:-1]) == text.replace("\r\n", "\n")
+    assert all(row.endswith("\n") for row in rows[:12]) and max(map(len, rows)) <= 2000
+    assert log.messages[0] == (
+        f"{path} is long for one document and becomes rows of about 1000 characters, cut after lines."
+    )
+
+
+def test_a_column_of_the_built_in_corpus_cannot_be_chosen():
+    assert sentence(None, text_column="body") == (
+        "--text_column body names a column of your data, and the built-in corpus is read: "
+        "give --train_file or --dataset_name, or leave it out."
+    )
 
 
 def test_several_files_a_folder_and_a_pattern(write, tmp_path):
@@ -152,7 +133,7 @@ def test_files_of_other_kinds_in_a_folder(write, tmp_path, log):
     write("data/a.jsonl", [{"text": "a"}, {"text": "b"}])
     write("data/README.md", "read me")
     load_text_splits(str(tmp_path / "data"))
-    assert log.messages[0] == f"In {tmp_path / 'data'}, 1 files of other kinds are left out (README.md)."
+    assert log.messages[0] == f"In {tmp_path / 'data'}, 1 files are left out (README.md)."
     # Named outright, such a file is plain text.
     splits = load_text_splits(str(tmp_path / "data" / "README.md"), str(tmp_path / "data" / "README.md"))
     assert splits["train"]["text"][:] == ["read me"]
@@ -215,7 +196,7 @@ def test_column_by_convention(write, log, row, column, kind):
     header, cells = (",".join(map(str, part)) for part in (row.keys(), row.values()))
     path = write(f"a.{kind}", f"{header}\n{cells}\n" if kind == "csv" else [row])
     assert load_text_splits(path, path)["train"]["text"][:] == ["yes"]
-    guess = f"--train_file {path}: the text is taken from the column {column!r}; --text_column names another."
+    guess = f"--train_file {path}: columns by convention are {column!r} for text; --text_column names another."
     assert (guess in log.messages) == (column != "text")
 
 
@@ -264,23 +245,75 @@ def test_kinds_that_are_mixed(write, tmp_path):
     assert sentence(str(tmp_path / "data")) == f"--train_file {tmp_path / 'data'}: {mixed}"
 
 
-def test_splits_that_are_mixed(write, tmp_path):
-    for name in ("train-0.txt", "train-1.txt", "validation.txt", "trainspotting.txt"):
-        write(f"data/{name}", name)
+def test_a_folder_of_splits(write, tmp_path, log):
     folder = tmp_path / "data"
+    for name in ("train-0.txt", "train-1.txt", "dev.txt", "Test.txt", "trainspotting.txt"):
+        write(f"data/{name}", name)
+    splits = load_text_splits(str(folder))
+    assert {split: rows["text"][:] for split, rows in splits.items()} == {
+        "train": ["train-0.txt", "train-1.txt"],
+        "validation": ["dev.txt"],
+        "test": ["Test.txt"],
+    }
+    assert log.messages[:2] == [
+        f"In {folder}, 1 files are left out (trainspotting.txt).",
+        f"--train_file {folder}: the splits are taken from its files' names: test from Test.txt, "
+        "validation from dev.txt, train from train-0.txt and 1 more.",
+    ]
+    # A file of its own goes before the folder's, and the folder gives what is asked for.
+    other = write("other.txt", "other")
+    assert load_text_splits(str(folder), other)["validation"]["text"][:] == ["other"]
+    assert load_text_splits(other, str(folder))["validation"]["text"][:] == ["dev.txt"]
+    assert load_text_splits(f"{folder}/train-*", other)["train"]["text"][:] == ["train-0.txt", "train-1.txt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("en_x-ud-train.txt", "en_x-ud-dev.txt", "en_x-ud-test.txt"),
+        ("train/a.txt", "dev/b.txt", "test/c.txt"),
+        ("training.txt", "val.txt", "test_1.txt"),
+        ("mine.train.txt", "mine.valid.txt", "mine17test.txt"),
+    ],
+)
+def test_names_of_splits(write, tmp_path, names):
+    for name in names:
+        write(f"data/{name}", name)
+    splits = load_text_splits(str(tmp_path / "data"))
+    assert [splits[split]["text"][:] for split in ("train", "validation", "test")] == [[name] for name in names]
+
+
+def test_names_that_end_like_splits_by_chance(write, tmp_path):
+    names = ["how-to-cook.txt", "how-to-test.txt", "how-to-train.txt"]
+    for name in names:
+        write(f"data/{name}", name)
+    assert rows_of(load_text_splits(str(tmp_path / "data"))) == names
+
+
+def test_a_folder_without_the_split(write, tmp_path):
+    folder = tmp_path / "data"
+    for name in ("test.txt", "valid.txt"):
+        write(f"data/{name}", name)
     assert sentence(str(folder)) == (
-        f"--train_file {folder}: its files belong to different splits (train-1.txt, validation.txt): "
-        f"give those of one split alone, by a pattern such as '{folder}/train*'."
+        f"--train_file {folder}: its files are for test and validation, and none is for training: "
+        "give those for training by a pattern."
     )
-    splits = load_text_splits(f"{folder}/train-*", f"{folder}/validation*")
-    assert splits["train"]["text"][:] == ["train-0.txt", "train-1.txt"]
+    other = write("other/train.txt", "other"), write("other/test.txt", "other")
+    assert sentence(other[0], str(tmp_path / "other")) == (
+        f"--validation_file {tmp_path / 'other'}: its files are for test and train, and none is for validation: "
+        "give those that you mean by a pattern."
+    )
+    assert sentence([other[0], str(folder)]) == (
+        f"--train_file {folder}: its files belong to different splits (test, validation): "
+        f"give those of one split alone, by a pattern such as '{folder}/test.txt'."
+    )
 
 
 def test_a_folder_without_data(write, tmp_path):
     write("data/README.md", "read me")
     assert sentence(str(tmp_path / "data")) == (
         f"--train_file {tmp_path / 'data'}: the folder holds no file that ends in "
-        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet."
+        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .conll, .bio, .iob, .iob2, .conllu."
     )
 
 
@@ -316,7 +349,7 @@ def test_rows_that_are_not_strings(write, name, rows, number, value):
     path = write(name, rows)
     assert sentence(path) == (
         f"--train_file {path}, row {number}: the column 'text' holds {value}, not a string: "
-        "mend the row or take it out, or name another column with --text_column."
+        "mend the row, leave it out with --skip_bad_rows, or name another column with --text_column."
     )
 
 
@@ -351,8 +384,6 @@ def test_lines_that_are_not_json(write):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.csv", "text,label\na,1\nHello, world,2\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", "text,label\nHello, world,2\na,1\n", "Length of header or names does not match length of data"),
         ("a.csv", 'text,label\n"a,1\n', "EOF inside string"),
         ("a.parquet", b"not parquet", "Parquet magic bytes not found"),
         ("a.json", b'{"text": ', ""),
@@ -377,6 +408,151 @@ def test_files_that_cannot_be_read(write, name, content, reason):
 )
 def test_options_out_of_range(options, expected):
     assert sentence(None, **options) == expected
+
+
+TEXT, LABEL = Column("text", "text", (), option="--text_column"), Column("label", "label", (), option="--label_column")
+WORDS, TAGS = Column("words", "words", ()), Column("tags", "tags", ())
+SCORE = Column("score", "number", (), option="--score_column")
+GOOD = {"text": "a", "label": "x", "words": ["a", "b"], "tags": ["O", "O"], "score": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "bad", "reason"),
+    [
+        ([TEXT, LABEL], {"text": None}, "the column 'text' holds null, not a string"),
+        ([TEXT, LABEL], {"text": ""}, "the column 'text' holds str '', which has no text"),
+        ([TEXT, LABEL], {"text": " \n"}, r"the column 'text' holds str ' \n', which has no text"),
+        ([TEXT, LABEL], {"label": None}, "the column 'label' holds null, not a label"),
+        ([TEXT, LABEL], {"label": ""}, "the column 'label' holds str '', not a label"),
+        ([WORDS, TAGS], {"words": None}, "the column 'words' holds null, not a list of words"),
+        ([WORDS, TAGS], {"words": []}, "the column 'words' holds list [], not a list of words"),
+        ([WORDS, TAGS], {"words": ["a", ""]}, "the column 'words' holds list ['a', ''], where word 2 is str ''"),
+        ([WORDS, TAGS], {"tags": ["O", None]}, "the column 'tags' holds list ['O', None], where tag 2 is null"),
+        ([WORDS, TAGS], {"tags": ["O"]}, "its lists have unequal lengths, 2 in 'words' and 1 in 'tags'"),
+        ([TEXT, SCORE], {"score": None}, "the column 'score' holds null, not a number"),
+    ],
+)
+def test_bad_rows(write, log, kind, columns, bad, reason):
+    good = write(f"good.{kind}", [GOOD] * 2)
+    path = write(f"bad.{kind}", [GOOD, GOOD | bad, GOOD])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=[good, path], validation_file=good), columns)
+    assert str(error.value).startswith(f"--train_file {path}, row 2: {reason}: mend the row, leave it out with --skip")
+    splits = load_splits(Source(train_file=[good, path], validation_file=good, skip_bad_rows=True), columns)
+    assert splits["train"].to_list() == [{column.name: GOOD[column.name] for column in columns}] * 4
+    assert log.messages[0] == (
+        f"--train_file {good} and 1 more: 1 of 5 rows are bad and left out, such as --train_file {path}, row 2: {reason}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "reason"),
+    [
+        ([0, 1, "one"], 3, "str 'one', where most rows hold an integer"),
+        ([0.5, 1, float("nan")], 3, "float nan, not a label"),
+        (["a", "b", 3], 3, "int 3, where most rows hold a string"),
+        (["a", "b", 0.5], 3, "float 0.5, where most rows hold a string"),
+        ([["a"], "a", ["b"]], 2, "str 'a', where most rows hold a list of strings"),
+        ([[1], [2], [1, None]], 3, "list [1, None], not a label"),
+        ([0, {"a": 1}, 1], 2, "dict {'a': 1}, not a label"),
+    ],
+)
+def test_labels_of_mixed_types(write, labels, number, reason):
+    path = write("a.jsonl", [{"text": "a", "label": label} for label in labels])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=path), [TEXT, LABEL])
+    assert str(error.value) == (
+        f"--train_file {path}, row {number}: the column 'label' holds {reason}: mend the row, leave it out with "
+        "--skip_bad_rows, or name another column with --label_column."
+    )
+
+
+def test_bad_cells(write):
+    for content, reason in [
+        (
+            "text,label\na,0\nb,1\nc,two\n",
+            "row 3: the column 'label' holds str 'two', where most rows hold an integer",
+        ),
+        ("text,label\na,0\nb\n", "row 2: the column 'label' holds str '', not a label"),
+        ("text,label\na,0.5\n,1\n", "row 2: the column 'text' holds str '', which has no text"),
+    ]:
+        path = write("a.csv", content)
+        with pytest.raises(ValueError) as error:
+            load_splits(Source(train_file=path), [TEXT, LABEL])
+        assert str(error.value).startswith(f"--train_file {path}, {reason}: mend the row")
+
+
+def test_bytes_in_parquet_that_are_not_utf8(write, log):
+    texts = pa.array([b"a", b"caf\xe9", b"b"], pa.binary()).view(pa.string())
+    path = write("a.parquet", pa.table({"text": texts, "label": [0, 1, 0]}))
+    good = write("good.parquet", [{"text": "good", "label": 1}])
+    for columns in ([TEXT], [TEXT, LABEL]):
+        with pytest.raises(ValueError) as error:
+            load_splits(Source(train_file=path, validation_file=good), columns)
+        reason = f"--train_file {path}, row 2: the column 'text' holds the byte 0xe9, which is not UTF-8"
+        assert str(error.value).startswith(f"{reason}: mend the row")
+        splits = load_splits(Source(train_file=path, validation_file=good, skip_bad_rows=True), columns)
+        assert splits["train"]["text"][:] == ["a", "b"]
+        assert log.messages[-1] == f"--train_file {path}: 1 of 3 rows are bad and left out, such as {reason}."
+
+
+def test_splits_that_do_not_agree(write):
+    train = write("train.jsonl", [{"text": "a", "label": 1}])
+    words = write("words.jsonl", [{"text": "b", "label": "one"}])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=train, test_file=words), [TEXT, LABEL])
+    assert str(error.value) == (
+        f"--test_file {words}: its label is a string, and in the training rows it is an integer: make them alike."
+    )
+    optional = Column("label", "label", (), required=False)
+    text = write("text.jsonl", [{"text": "b"}])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=train, validation_file=text), [TEXT, optional])
+    assert str(error.value) == (
+        f"--validation_file {text} has no column for label, and the training rows have one: "
+        "name it, or leave it out of both."
+    )
+    splits = load_splits(Source(train_file=text, validation_file=train), [TEXT, optional])
+    assert splits["validation"].column_names == ["text"]
+
+
+def test_numbers_are_one_type_in_all_splits(write):
+    train = write("train.csv", "text,label\na,1\n")
+    scores = write("scores.csv", "text,label\nb,0.5\n")
+    splits = load_splits(Source(train_file=train, validation_file=scores, test_file=train), [TEXT, LABEL])
+    assert [rows["label"][:] for rows in splits.values()] == [[1.0], [0.5], [1.0]]
+    assert {str(rows.features["label"]) for rows in splits.values()} == {"Value('float64')"}
+
+
+def test_a_built_in_corpus_with_files_beside_it(write):
+    corpus = DatasetDict(
+        {
+            split: Dataset.from_dict({"module": ["m"], "text": [split], "label": ["x"]})
+            for split in ("train", "validation")
+        }
+    )
+    test = write("test.jsonl", [{"text": "test", "label": "y"}])
+    splits = load_splits(Source(test_file=test), [TEXT, LABEL], built_in=lambda: corpus)
+    assert list(splits) == ["train", "validation", "test"]
+    assert [rows.to_dict() for rows in splits.values()] == [
+        {"text": ["train"], "label": ["x"]},
+        {"text": ["validation"], "label": ["x"]},
+        {"text": ["test"], "label": ["y"]},
+    ]
+
+
+def test_conll_files_as_rows(write, tmp_path):
+    lines = "a x\nb y\n\nc x\n"
+    write("data/en-train.conll", lines)
+    write("data/en-dev.iob2", "d y\n")
+    splits = load_splits(Source(train_file=str(tmp_path / "data")), [WORDS, TAGS])
+    assert splits["train"].to_dict() == {"words": [["a", "b"], ["c"]], "tags": [["x", "y"], ["x"]]}
+    assert splits["validation"].to_dict() == {"words": [["d"]], "tags": [["y"]]}
+    again = load_splits(Source(train_file=str(tmp_path / "data")), [WORDS, TAGS])
+    assert again["train"]._fingerprint == splits["train"]._fingerprint
+    path = write("data/en-train.conll", lines.replace("a", "A"))
+    assert load_splits(Source(train_file=path, validation_file=path), [WORDS, TAGS])["train"][0]["words"] == ["A", "b"]
 
 
 # --- What is held out ------------------------------------------------------------------------------------------------
@@ -423,16 +599,6 @@ def test_a_long_document_is_cut_at_line_breaks(write, log):
     assert log.messages[0] == (
         f"1 rows are too few to hold some out, so they are cut into {len(blocks)} blocks of about 2000 characters."
     )
-
-
-@pytest.mark.parametrize(
-    "document", ["word " * 3000, "x" * 9001, "line\n" * 3000, "short\n" + "y" * 5000 + "\nshort\n", "a\n", "x" * 2000]
-)
-def test_cutting_loses_nothing(document):
-    blocks = sources._cut({"text": [document]})["text"]
-    assert "".join(blocks) == document
-    assert all(0 < len(block) <= 2000 for block in blocks)
-    assert len(blocks) <= len(document) / 1000 + 2
 
 
 def test_documents_are_not_cut_with_a_validation_file(write):

@@ -45,9 +45,9 @@ except Exception:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(stdlib_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", stdlib_cache)
         yield
 
 
@@ -127,7 +127,7 @@ def test_split_keeps_families_together_and_drops_repeated_texts_from_validation(
     ],
 )
 def test_family(module, family):
-    assert stdlib_corpus._family(module) == family
+    assert stdlib_corpus.family_of(module) == family
 
 
 def test_corpus_of_this_python(docstrings):
@@ -142,7 +142,7 @@ def test_corpus_of_this_python(docstrings):
     assert all(text == text.strip() != "" for text in texts)
     assert "topic" in train["kind"] and "topic" not in validation["kind"]
 
-    seen, held_out = ({stdlib_corpus._family(module) for module in split["module"]} for split in (train, validation))
+    seen, held_out = ({stdlib_corpus.family_of(module) for module in split["module"]} for split in (train, validation))
     assert not seen & held_out
     assert len(held_out) > 15
     modules = {*train["module"], *validation["module"]}

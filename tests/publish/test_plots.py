@@ -16,12 +16,12 @@ RECORDS = [
 ]
 
 
-@pytest.mark.parametrize("unigram_loss", [6.0, None])
+@pytest.mark.parametrize("baseline_loss", [6.0, None])
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], []])
-def test_a_picture_is_drawn(tmp_path, records, unigram_loss):
+def test_a_picture_is_drawn(tmp_path, records, baseline_loss):
     pytest.importorskip("matplotlib")
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    plot_loss(tmp_path / "log.jsonl", unigram_loss, tmp_path / "loss.png")
+    plot_loss(tmp_path / "log.jsonl", baseline_loss, tmp_path / "loss.png")
     picture = (tmp_path / "loss.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
 
@@ -37,7 +37,7 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert list(training.get_xdata()) == [1, 2] and training.get_ydata()[0] == 5.0
     assert (list(held_out.get_xdata()), list(held_out.get_ydata())) == ([2], [4.5])
     assert set(unigram.get_ydata()) == {6.0} and list(rates.lines[0].get_ydata()) == [0.0, 0.1]
-    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["training", "held out", "unigram model"]
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["training", "held out", "counting alone"]
 
 
 def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, caplog):

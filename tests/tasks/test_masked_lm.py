@@ -8,27 +8,19 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from hf_tfenc.data.batching import EvaluationBins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.presets import preset_config
-from hf_tfenc.tasks import TASKS
+from hf_tfenc.tasks import TASKS, join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.tokenization import encode_rows, train_tokenizer
 from hf_tfenc.training.arguments import Arguments
 
 ODD_TEXTS = ["a [MASK] spelled out, and [SEP]", "😀 naïve 東京", "word " * 100, "x", "\u200b"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing from more, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def task_of(tokenizer, **options):
@@ -60,11 +52,9 @@ def model(tokenizer):
 def evaluate(task, model, rows, batch_size=8):
     lengths = rows.with_format("numpy")["length"][:]
     bins, collator = EvaluationBins(lengths, batch_size), task.collator(training=False)
-    sums = Counter()
     with torch.no_grad():
-        for batch in DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=collator):
-            sums.update(task.measure(model, batch))
-    return sums
+        batches = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=collator)
+        return join([task.measure(model, batch) for batch in batches])
 
 
 def evaluation_batch(task, rows, count):
@@ -110,7 +100,7 @@ def test_encoded_rows_are_cached(texts, tokenizer, tmp_path, monkeypatch):
     tokenizer(texts[:3], truncation=True, max_length=5, padding="max_length")  # it remembers that
     maps = []
     monkeypatch.setattr(
-        MaskedLM, "_windows", lambda self, batch: maps.append(1) or {"input_ids": [[2]], "length": [1]}
+        MaskedLM, "_windows", lambda self, batch, *_, **__: maps.append(1) or {"input_ids": [[2]], "length": [1]}
     )
     assert encode(seed=9, mlm_probability=0.4)["input_ids"][:] == first and not maps
     assert encode(max_seq_length=32)["input_ids"][:] == [[2]] and maps
@@ -167,7 +157,7 @@ def test_batch_size_does_not_change_metrics(task, model, encoded, batch_size):
 
 
 def test_no_items_are_no_crash(task):
-    metrics = task.metrics({"loss": 0.0, "items": 0, "correct": 0, "bytes": 0})
+    metrics = task.metrics({"loss": np.zeros(0), "items": 0, "correct": 0, "bytes": 0})
     assert metrics["eval_loss"] == metrics["eval_accuracy"] == 0
 
 
@@ -214,3 +204,57 @@ def test_a_tokenizer_without_mask_token_is_refused(tokenizer):
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]")
     with pytest.raises(ValueError, match=r"no mask token.*--tokenizer_name"):
         task_of(without)
+
+
+# --- Words -----------------------------------------------------------------------------------------------------------
+
+
+def unigram_tokenizer(texts, with_pre_tokenizer):
+    """SentencePiece's kind: ▁ for a space. Without a pre-tokenizer it takes a text for one word."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    backend.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="[UNK]", show_progress=False)
+    )
+    if not with_pre_tokenizer:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([])
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]", model_max_length=64
+    )
+
+
+@pytest.mark.parametrize("kind", ["byte-level-bpe", "wordpiece", "metaspace", "replaced"])
+def test_words_are_found_for_any_tokenizer(texts, kind):
+    texts = [text.replace(".", " .").replace(":", " :") for text in texts[:60]]  # words are what spaces part
+    if kind in ("byte-level-bpe", "wordpiece"):
+        tokenizer = train_tokenizer(texts, 280, kind, model_max_length=64)
+    else:
+        tokenizer = unigram_tokenizer(texts, with_pre_tokenizer=kind == "metaspace")
+    task = task_of(tokenizer, mlm_masking="whole-word", max_seq_length=512)
+    for row, text in zip(
+        task.encode(DatasetDict(train=Dataset.from_dict({"text": texts})))["train"], texts, strict=True
+    ):
+        ids, starts = np.array(row["input_ids"]), np.array(row["word_starts"])
+        ordinary = ~task.is_special[ids]
+        groups = np.split(ids[ordinary], np.flatnonzero(starts[ordinary])[1:])
+        words = [tokenizer.decode(group).replace(" ", "").replace("▁", "") for group in groups]
+        assert words == text.split()
+
+
+@pytest.mark.parametrize("masking", ["whole-word", "span"])
+def test_words_are_masked_in_training_alone(texts, tokenizer, masking):
+    splits = DatasetDict(train=Dataset.from_dict({"text": texts}))
+    task, plain = task_of(tokenizer, mlm_masking=masking), task_of(tokenizer)
+    rows, plain_rows = task.encode(splits)["train"], plain.encode(splits)["train"]
+    assert rows["input_ids"][:] == plain_rows["input_ids"][:] and rows.features["word_starts"].feature.dtype == "bool"
+    batch, other = (evaluation_batch(t, r, 30) for t, r in ((task, rows), (plain, plain_rows)))
+    assert torch.equal(batch["input_ids"], other["input_ids"])  # so that runs can be compared
+    encoded = EncodedRows(rows).__getitems__([(0, row) for row in range(30)])
+    batch = task.collator(training=True)(encoded)
+    for row, labels in zip(encoded, batch["labels"], strict=True):
+        chosen = labels[: len(row["input_ids"])].numpy() >= 0
+        words = row["word_starts"].cumsum()
+        whole = [chosen[words == word].all() for word in np.unique(words[chosen])]
+        assert all(whole) or (len(whole) == 1 and chosen.sum() == max(1, round(0.3 * (len(words) - 2))))

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from hf_tfenc.tasks import TASKS
 from hf_tfenc.training.arguments import Arguments, OptionError, parse_arguments
 
 
@@ -138,7 +139,7 @@ def test_mistakes_in_a_file(config, text, sentence):
 ABOVE_0 = [
     "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
-    "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon",
+    "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
 ]  # fmt: skip
 
 
@@ -156,6 +157,13 @@ ABOVE_0 = [
         ({"adam_beta1": 1.0}, "--adam_beta1 is 1.0; it must be at least 0 and below 1."),
         ({"adam_beta2": -0.1}, "--adam_beta2 is -0.1; it must be at least 0 and below 1."),
         ({"max_seq_length": 7}, "--max_seq_length is 7; rows need at least 8 tokens."),
+        ({"mlm_masking": "word"}, "--mlm_masking is 'word'; it is one of token, whole-word, span."),
+        (
+            {"task": "sequence-classification", "problem_type": "binary"},
+            "--problem_type is 'binary'; it is one of single_label_classification, multi_label_classification, regression.",
+        ),
+        ({"label_column": "y"}, "--label_column is for --task sequence-classification, token-classification and embedding; the task is mlm."),
+        ({"task": "causal-lm", "mlm_masking": "span"}, "--mlm_masking is for --task mlm; the task is causal-lm."),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: choose one."),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id user/name to know where to."),
         ({"config_overrides": "[1]"}, """--config_overrides '[1]' is no mapping; write it as '{"hidden_size": 192}'."""),
@@ -179,3 +187,9 @@ def test_help_names_every_option(capsys):
         parse_arguments(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0 and all(f"--{field.name}" in shown for field in dataclasses.fields(Arguments))
+
+
+def test_each_task_has_its_own_number_of_epochs():
+    for name, kind in TASKS.items():
+        assert Arguments(task=name).num_train_epochs == kind.epochs >= 1
+        assert Arguments(task=name, num_train_epochs=3).num_train_epochs == 3

@@ -90,7 +90,7 @@ def test_lines_without_a_terminal(monitor, capsys, monkeypatch):
     monitor.epoch_end({"step": 10, "epoch": 1.0, "train_loss": 4.4})
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "step 10/100 · epoch 0.1 · loss 5.000 (unigram 6.000) · 1,234 tokens/s · 1:30 left",
+        "step 10/100 · epoch 0.1 · loss 5.000 (counting alone 6.000) · 1,234 tokens/s · 1:30 left",
         "step 10: held-out loss 4.568 · accuracy 0.250",
         "epoch 1: average loss 4.400",
     ]
@@ -111,7 +111,7 @@ def test_a_bar_in_a_terminal(tmp_path, monkeypatch):
     monitor.evaluation({"step": 40, "eval_loss": 4.5})
     monitor.close()
     shown = terminal.getvalue()
-    assert "epoch 0.1 · loss 5.000 (unigram 6.000) · 1,234 tokens/s:  40%" in shown and "40/100" in shown
+    assert "epoch 0.1 · loss 5.000 (counting alone 6.000) · 1,234 tokens/s:  40%" in shown and "40/100" in shown
     assert "step 40: held-out loss 4.500\n" in shown
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_learned_nothing_is_told_so_once(monitor, capsys, steps_and_l
     for step, loss in steps_and_losses:
         monitor.training(RECORD | {"step": step, "loss": loss})
     out = capsys.readouterr().out
-    assert out.count("has not come below the unigram line 6.000") == warns
+    assert out.count("has not come below 6.000, which counting alone reaches") == warns
     assert ("--learning_rate" in out) == warns
 
 

@@ -13,11 +13,19 @@ import torch
 import yaml
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    pipeline,
+)
 
 from hf_tfenc.data.batching import EvaluationBins
 from hf_tfenc.data.collators import EncodedRows
-from hf_tfenc.data.sources import load_text_splits
+from hf_tfenc.data.sources import Column, Source, load_splits
+from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.run import main, run
@@ -89,14 +97,13 @@ def test_the_model_in_the_folder_is_the_one_measured(finished):
     args, metrics = finished
     model = AutoModelForMaskedLM.from_pretrained(args.output_dir)
     task = MaskedLM(args, AutoTokenizer.from_pretrained(args.output_dir))
-    rows = task.encode(load_text_splits(args.train_file, sample_by="line"))["validation"]
+    splits = load_splits(Source(train_file=args.train_file, sample_by="line"), [Column("text", "text", ("text",))])
+    rows = task.encode(splits)["validation"]
     bins = EvaluationBins(rows.with_format("numpy")["length"][:], 3)
-    sums = {}
+    batches = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False))
     with torch.no_grad():
-        for batch in DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False)):
-            for name, value in task.measure(model.eval(), batch).items():
-                sums[name] = sums.get(name, 0) + value
-    assert task.metrics(sums) == pytest.approx({name: metrics[name] for name in task.metrics(sums)}, rel=1e-5)
+        measured = task.metrics(join([task.measure(model.eval(), batch) for batch in batches]))
+    assert measured == pytest.approx({name: metrics[name] for name in measured}, rel=1e-5)
 
 
 def test_the_model_in_the_folder_fills_masks(finished):
@@ -346,3 +353,28 @@ def test_a_mistake_is_all_that_the_real_command_prints(command):
     done = command(TRAIN, "--learning_rat", 1)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: --learning_rat is not an option. Did you mean --learning_rate?\n"
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "fox"], ["a", "b"]])
+def test_a_run_for_other_labels_begins_its_output_layer_anew(tiny, tmp_path, texts, capsys, names):
+    def start(labels, **options):
+        rows = {"text": texts, "label": [labels[number % len(labels)] for number in range(len(texts))]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+        args = tiny(
+            task="sequence-classification", train_file=[str(tmp_path / "rows.parquet")], max_steps=2, **options
+        )
+        run(args)
+        return AutoModelForSequenceClassification.from_pretrained(args.output_dir)
+
+    first = start(["x", "y"])
+    options = {"model_name_or_path": str(tmp_path / "out"), "output_dir": str(tmp_path / "more")}
+    capsys.readouterr()
+    second = start(names, **options, learning_rate=1e-9)
+    assert list(second.config.id2label.values()) == names and second.classifier.out_features == len(names)
+    torch.testing.assert_close(
+        second.model.embeddings.embed_tokens.weight, first.model.embeddings.embed_tokens.weight, atol=1e-5, rtol=1e-3
+    )
+    with pytest.raises(ValueError, match=r"has another shape there than --config_overrides ask for"):
+        start(
+            names, **options | {"output_dir": str(tmp_path / "other"), "config_overrides": '{"intermediate_size": 64}'}
+        )

@@ -123,7 +123,7 @@ def test_a_steps_loss_is_the_mean_over_its_items(make_trainer, batches):
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
 
     count = trainer.task.count_items
-    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, parts, count)
+    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, parts, trainer.task)
     loss, items, grad_norm = step.loss, step.items, step.grad_norm
     assert step.finite and not step.stop
     assert items == count(whole) and len({count(part).item() for part in parts}) > 1
@@ -142,7 +142,7 @@ def test_a_step_in_parts_is_the_step_in_one(make_trainer, batches, size):
             trainer.model.train(),
             trainer.optimizer,
             batches(size),
-            trainer.task.count_items,
+            trainer.task,
         )
         return [training_step(*arguments, max_grad_norm=1.0).loss.item() for _ in range(10)]
 
@@ -152,7 +152,7 @@ def test_a_step_in_parts_is_the_step_in_one(make_trainer, batches, size):
 
 def test_gradients_are_clipped_to_the_norm_asked_for(make_trainer, batches):
     trainer = make_trainer()
-    arguments = trainer.accelerator, trainer.model, trainer.optimizer, batches(16), trainer.task.count_items
+    arguments = trainer.accelerator, trainer.model, trainer.optimizer, batches(16), trainer.task
     for limit, norm in ((0.01, 0.01), (0.0, None)):
         found = training_step(*arguments, max_grad_norm=limit).grad_norm.item()
         left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
@@ -162,7 +162,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(make_trainer, batches):
 def test_a_step_without_items_is_no_crash_and_no_gradient(make_trainer):
     trainer = make_trainer()
     empty = [trainer.task.collator(training=True)([]) for _ in range(2)]
-    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, empty, trainer.task.count_items)
+    step = training_step(trainer.accelerator, trainer.model, trainer.optimizer, empty, trainer.task)
     assert (step.loss.item(), step.items.item(), step.grad_norm.item()) == (0, 0, 0)
 
 

@@ -1,0 +1,109 @@
+"""Rows that no reader can read: bytes that are not UTF-8, lines that are not JSON, records with too many cells."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import conll
+from .compression import is_openable, open_bytes, uncompressed_name
+
+Piece = tuple[bytes, str | None]  # the bytes of a row, and what is wrong with it
+
+
+def damages(path: Path, kind: str, sample_by: str) -> Iterator[str]:
+    """What is wrong with each damaged row of a file, in a sentence that begins with the line: "line 3: ..."."""
+    return (reason for _, reason in _pieces(path, kind, sample_by) if reason)
+
+
+def undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bytes]:
+    """The bytes of the file without those rows."""
+    return (piece for piece, reason in _pieces(path, kind, sample_by) if not reason)
+
+
+def _pieces(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
+    if not is_openable(path) or kind == "parquet":
+        return iter(())
+    if kind in ("csv", "tsv"):
+        return _records(path, "\t" if kind == "tsv" else ",")
+    if kind in ("conll", "conllu"):
+        return _sentences(path, kind)
+    return _lines(path, kind, sample_by)
+
+
+def _not_utf8(line: bytes, number: int) -> str | None:
+    try:
+        line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # A row of plain text may have several lines.
+        number += line.count(b"\n", 0, error.start)
+        return f"line {number}: the byte 0x{line[error.start]:02x} is not UTF-8: convert the file to UTF-8."
+    return None
+
+
+def _not_json(line: bytes, number: int) -> str | None:
+    try:
+        text = line.decode("utf-8-sig").strip()
+        if not text:
+            return None
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+        return f"line {number}: {half} is half of a surrogate pair, which is no character: take it out."
+    except json.JSONDecodeError as error:
+        return f"line {number}, character {error.colno}: this is not JSON ({error.msg}): mend the line."
+    if not isinstance(value, dict):
+        return f'line {number}: this is no JSON object, as {{"text": "..."}} would be: mend the line.'
+    return None
+
+
+def _lines(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
+    by_line = kind != "text" or sample_by == "line"
+    json_lines = uncompressed_name(path).suffix.lower() in (".jsonl", ".ndjson")
+    row: list[bytes] = []
+    with open_bytes(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if by_line:
+                yield line, _not_utf8(line, number) or (_not_json(line, number) if json_lines else None)
+                continue
+            row.append(line)
+            if sample_by == "paragraph" and not line.strip():
+                yield b"".join(row), _not_utf8(b"".join(row), number - len(row) + 1)
+                row = []
+    if row:
+        yield b"".join(row), _not_utf8(b"".join(row), number - len(row) + 1)
+
+
+def _records(path: Path, separator: str) -> Iterator[Piece]:
+    csv.field_size_limit(2**31 - 1)  # the default would take a long text for a mistake
+    with open_bytes(path) as file:
+        consumed: list[bytes] = []
+
+        def decoded() -> Iterator[str]:
+            for line in file:
+                consumed.append(line)
+                yield line.decode("utf-8", errors="surrogateescape")
+
+        cells, number = 0, 1
+        for record in csv.reader(decoded(), delimiter=separator):
+            cells = cells or len(record)
+            piece = b"".join(consumed)
+            reason = _not_utf8(piece, number)
+            if not reason and len(record) > cells:
+                reason = f"line {number}: the number of cells is {len(record)}, and the header has {cells}: mend it."
+            yield piece, reason
+            number += len(consumed)
+            consumed.clear()
+
+
+def _sentences(path: Path, kind: str) -> Iterator[Piece]:
+    fields = 0
+    for number, lines in conll.sentences(path):
+        piece = b"".join(lines) + b"\n"
+        reason = _not_utf8(piece, number)
+        if not reason:
+            fields = fields or conll.number_of_fields(path, kind)
+            if found := conll.wrong_line([line.decode("utf-8-sig") for line in lines], kind, fields):
+                reason = f"line {number + found[0]}: {found[1]}"
+        yield piece, reason

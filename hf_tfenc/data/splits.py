@@ -1,0 +1,88 @@
+"""Training and validation rows: what is held out, and what stands on both sides."""
+
+import hashlib
+import logging
+import re
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+FEWEST_ROWS = 100  # below this, 5 % are too few rows to measure on
+BLOCK_CHARACTERS = 2000
+# As much as fits, up to a line break; in a line longer than that, up to white space; in a word longer than that, all.
+BLOCK = re.compile(
+    rf"(?s:.{{0,{BLOCK_CHARACTERS - 1}}}(?:\n|\Z)|.{{0,{BLOCK_CHARACTERS - 1}}}\s|.{{{BLOCK_CHARACTERS}}})"
+)
+
+
+def hold_out(rows: Dataset, inputs: list[str], share: float) -> DatasetDict:
+    """About `share` of `rows` in `validation`, the others in `train`; at least one text in each.
+
+    Chosen by a hash of the columns `inputs`, so that equal rows are on one side whatever their labels. Where there are
+    few rows and text is all that they have, long texts are cut into blocks first.
+    """
+    if len(rows) < FEWEST_ROWS and rows.column_names == ["text"]:
+        blocks = rows.map(_cut, batched=True, batch_size=1)
+        if len(blocks) > len(rows):
+            logger.info(
+                "%d rows are too few to hold some out, so they are cut into %d blocks of about %d characters.",
+                len(rows),
+                len(blocks),
+                BLOCK_CHARACTERS,
+            )
+            rows = blocks
+
+    hashes = row_hashes(rows, inputs)
+    if (hashes == hashes[0]).all():
+        raise ValueError(
+            "The training text is one row, or one row repeated, so none can be held out for validation: "
+            "give more text, or a --validation_file."
+        )
+    held_out = hashes < share * 2.0**64
+    if held_out.all() or not held_out.any():
+        held_out = hashes == hashes.min()
+    splits = DatasetDict(
+        {"train": rows.select(np.flatnonzero(~held_out)), "validation": rows.select(np.flatnonzero(held_out))}
+    )
+    logger.info("%d of %d rows are held out for validation.", len(splits["validation"]), len(rows))
+    return splits
+
+
+def log_shared_rows(splits: DatasetDict, name: str, inputs: list[str]) -> None:
+    """Warn of the rows of the split `name` whose input stands in `train` too."""
+    shared = np.isin(row_hashes(splits[name], inputs), row_hashes(splits["train"], inputs)).sum()
+    if shared:
+        logger.warning(
+            "%d of %d %s rows are also training rows, word for word: the measurement flatters by as much.",
+            shared,
+            len(splits[name]),
+            name,
+        )
+
+
+def row_hashes(rows: Dataset, inputs: list[str]) -> np.ndarray:
+    """A hash of the columns `inputs` of each row, which hold strings or lists of strings.
+
+    Returns:
+        uint64, shape (rows,), evenly spread
+    """
+    hashed = rows.select_columns(inputs).map(_hash, batched=True, remove_columns=inputs, desc="Hashing rows")
+    return hashed.data.column("hash").to_numpy()
+
+
+def _hash(batch: dict[str, list]) -> dict[str, np.ndarray]:
+    texts, *others = (list(map(_joined, values)) for values in batch.values())
+    if others:
+        texts = ["\0".join(row) for row in zip(texts, *others, strict=True)]
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return {"hash": np.frombuffer(digests, dtype="<u8")}
+
+
+def _joined(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else "\0".join(value)
+
+
+def _cut(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [block for text in batch["text"] for block in BLOCK.findall(text) if block.strip()]}

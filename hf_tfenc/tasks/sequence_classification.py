@@ -1,0 +1,282 @@
+"""Sequence classification: one label for a text or a pair of texts, several labels, or a number."""
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict, Features, List, Value
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+
+from ..data import stdlib_tasks
+from ..data.collators import EncodedRows, RowLabelCollator
+from ..data.masking import IGNORE_INDEX
+from ..data.sources import TEXT_COLUMNS, Column
+from ..tokenization import encode_rows
+from .labels import Labels
+from .scores import class_scores, multi_label_scores, number_scores
+from .task import Batch, Measurement, Task, numpy_column
+
+if TYPE_CHECKING:
+    from ..training.arguments import Arguments
+
+logger = logging.getLogger(__name__)
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+FIRST_TEXTS = (*TEXT_COLUMNS, "sentence1", "text1", "premise", "question", "question1")
+SECOND_TEXTS = ("text_pair", "sentence2", "text2", "hypothesis", "question2")
+# Names before numbers: a model should say "card_arrival", not 12.
+LABELS = ("label_text", "labels_text", "label", "labels", "score", "target", "class", "category", "intent")
+
+
+class SequenceClassification(Task):
+    """The task `sequence-classification`.
+
+    The type of the labels says which of three problems it is: strings and integers are single labels, lists of them
+    several, floats numbers to come near to (regression). `--problem_type` says otherwise.
+    """
+
+    auto_class = AutoModelForSequenceClassification
+    pipeline_tag = "text-classification"
+    description = "sequence classification"
+    epochs = 4
+    reported = {
+        "eval_accuracy": "accuracy",
+        "eval_macro_f1": "macro F1",
+        "eval_micro_f1": "micro F1",
+        "eval_matthews_correlation": "Matthews correlation",
+        "eval_pearson": "Pearson correlation",
+        "eval_spearman": "Spearman correlation",
+        "eval_loss": "loss",
+    }
+    counted = {
+        "eval_majority_accuracy": "accuracy of always saying the commonest label",
+        "eval_majority_loss": "loss of saying the same of every row",
+    }
+
+    problem: str
+    labels: Labels
+
+    # --- Rows and batches ---
+
+    @staticmethod
+    def columns(args: "Arguments") -> list[Column]:
+        """One text or two, and the label."""
+        return [
+            Column("text", "text", FIRST_TEXTS, args.text_column, "--text_column"),
+            Column("text_pair", "text", SECOND_TEXTS, args.text_pair_column, "--text_pair_column", required=False),
+            Column("label", "label", LABELS, args.label_column, "--label_column"),
+        ]
+
+    @staticmethod
+    def built_in() -> DatasetDict:
+        """Docstrings, and the package each is from."""
+        return stdlib_tasks.stdlib_classification()
+
+    @staticmethod
+    def texts(batch: dict[str, list]) -> Iterable[str]:
+        """First and second texts."""
+        return [*batch["text"], *batch.get("text_pair", [])]
+
+    def encode(self, splits: DatasetDict) -> DatasetDict:
+        """Texts to rows of at most `max_seq_length` tokens, labels to numbers; what is longer is cut off, and counted.
+
+        Returns:
+            for each split the columns `input_ids`, `length`, `labels`, and `token_type_ids` for pairs where the model
+            tells its two texts apart
+
+        Raises:
+            ValueError: a label that the training split does not have, or that is of the wrong kind.
+        """
+        train = splits.get("train")
+        if train is not None:
+            self.problem = self.args.problem_type or problem_type_of(train)
+            if self.problem != REGRESSION:
+                self.labels = Labels.learn(train, "label", "--label_column")
+            logger.info("The labels make it a task of %s.", self.problem.replace("_", " "))
+        self._settle()
+        self.pairs = any("text_pair" in rows.column_names for rows in splits.values())
+        features = {"input_ids": self.id_feature(), "length": Value("int32"), "labels": self._label_feature()}
+        if self.pairs:
+            segments = self.segments()
+            # The pipeline that serves the model asks the tokenizer for what is named here.
+            names = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
+            self.tokenizer.model_input_names = names
+            if segments:
+                features["token_type_ids"] = List(Value("int8"))
+        self.segment_ids = "token_type_ids" in features
+        names = [] if self.problem == REGRESSION else self.labels.names
+        encoded = self.map_rows(splits, self._rows, Features(features), self.problem, names, self.segment_ids)
+        for split, rows in encoded.items():
+            if cut := int((numpy_column(rows, "length") >= self.args.max_seq_length).sum()):
+                logger.info("%s: %d of %d rows fill --max_seq_length %d tokens; what is longer is cut off.",
+                            split, cut, len(rows), self.args.max_seq_length)  # fmt: skip
+        return encoded
+
+    def adopt(self, config: PreTrainedConfig) -> None:
+        """Problem and labels of a trained model."""
+        self.problem = (
+            self.args.problem_type or config.problem_type or (SINGLE if config.num_labels > 1 else REGRESSION)
+        )
+        self.labels = Labels.of_config(config)
+        self._settle()
+
+    def _settle(self) -> None:
+        number = {"id2label": {0: "score"}, "label2id": {"score": 0}}
+        options = number if self.problem == REGRESSION else self.labels.config_options()
+        self.config_options = options | {"problem_type": self.problem}
+
+    def _label_feature(self) -> Any:
+        if self.problem == MULTI:
+            return List(Value("float32"), length=len(self.labels))
+        return Value("float32" if self.problem == REGRESSION else "int64")
+
+    def _rows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
+        encoded = encode_rows(
+            self.tokenizer,
+            batch["text"],
+            batch.get("text_pair"),
+            truncation=True,
+            max_length=self.args.max_seq_length,
+            return_attention_mask=False,
+            return_token_type_ids=self.segment_ids,
+        )
+        labels = [
+            self._label(value, f"{split}, row {index + 1}")
+            for value, index in zip(batch["label"], indices, strict=True)
+        ]
+        rows = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]]}
+        return rows | {"labels": labels} | ({"token_type_ids": encoded["token_type_ids"]} if self.segment_ids else {})
+
+    def _label(self, value: Any, where: str) -> Any:
+        if self.problem == REGRESSION:
+            if isinstance(value, bool | list | str) or not math.isfinite(value):
+                raise ValueError(f"{where}: the label {value!r} is no number, and regression needs one: mend the row.")
+            return float(value)
+        if isinstance(value, list) != (self.problem == MULTI):
+            raise ValueError(
+                f"{where}: the label {value!r} is {'a' if isinstance(value, list) else 'no'} list, which does not go "
+                f"with --problem_type {self.problem}: name another --label_column, or leave --problem_type out."
+            )
+        if self.problem == SINGLE:
+            return self.labels.numbers([value], where)[0]
+        row = np.zeros(len(self.labels), dtype=np.float32)
+        row[self.labels.numbers(value, where)] = 1
+        return row
+
+    def collator(self, training: bool) -> RowLabelCollator:
+        no_label: dict[str, Any] = {
+            SINGLE: np.array(IGNORE_INDEX, dtype=np.int64),
+            MULTI: np.full(len(self.config_options["id2label"]), IGNORE_INDEX, dtype=np.float32),
+            REGRESSION: np.array(np.nan, dtype=np.float32),
+        }
+        return RowLabelCollator(self.tokenizer.pad_token_id, self.args.max_seq_length, no_label[self.problem])
+
+    # --- Loss and metrics ---
+
+    @staticmethod
+    def count_items(batch: Batch) -> Tensor:
+        """Labels of a batch; of several labels a row, each by itself."""
+        return ((batch["labels"] != IGNORE_INDEX) & ~batch["labels"].isnan()).sum()
+
+    def measure(self, model: nn.Module, batch: Batch) -> Measurement:
+        """Losses, labels and predictions, row by row."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits, labels = model(**inputs).logits.float().cpu().double(), batch["labels"].cpu()
+        if self.problem == SINGLE:
+            losses, predictions = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1)
+        elif self.problem == MULTI:
+            losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=-1)
+            predictions, labels = (logits > 0).byte(), labels.byte()
+        else:
+            labels, predictions = labels.double(), logits[:, 0]
+            losses = (predictions - labels).square()
+        arrays = {"loss": losses, "label": labels, "prediction": predictions}
+        return {name: tensor.numpy() for name, tensor in arrays.items()}
+
+    def metrics(self, measured: Measurement) -> dict[str, float]:
+        """The mean loss (nats a label, or the squared error), and the scores that fit the problem."""
+        losses, labels, predictions = measured["loss"], measured["label"], measured["prediction"]
+        if self.problem == SINGLE:
+            scores = class_scores(labels, predictions, len(self.labels))
+        elif self.problem == MULTI:
+            scores = multi_label_scores(labels, predictions)
+        else:
+            scores = number_scores(labels, predictions)
+        loss = math.fsum(losses) / max(len(losses), 1)
+        return {"eval_loss": loss} | {f"eval_{name}": score for name, score in scores.items()}
+
+    # --- What a model that only counts would reach ---
+
+    def baseline_loss(self, train: Dataset, evaluation: Dataset) -> float:
+        """The loss of saying the same for every row: how often each label is, or the mean, in the training split."""
+        seen, asked = numpy_column(train, "labels"), numpy_column(evaluation, "labels")
+        if self.problem == REGRESSION:
+            return float(((asked - seen.mean(dtype=np.float64)) ** 2).mean())
+        if self.problem == SINGLE:
+            counts = np.bincount(seen, minlength=len(self.labels)) + 1
+            return float(-np.log(counts / counts.sum())[asked].mean())
+        share = (np.stack(list(seen)).sum(axis=0) + 1) / (len(seen) + 2)
+        asked = np.stack(list(asked))
+        return float(-np.where(asked > 0, np.log(share), np.log(1 - share)).mean())
+
+    def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
+        """That loss, and for single labels how often the commonest one is right."""
+        result = {"eval_majority_loss": self.baseline_loss(train, evaluation)}
+        if self.problem == SINGLE:
+            commonest = np.bincount(numpy_column(train, "labels")).argmax()
+            result["eval_majority_accuracy"] = float((numpy_column(evaluation, "labels") == commonest).mean())
+        return result
+
+    # --- What it learned, to look at ---
+
+    def examples(self, model: nn.Module, evaluation: Dataset, count: int = 5) -> list[str]:
+        """Held-out texts, what the model says of them, and what is true."""
+        chosen = np.random.default_rng(0).permutation(len(evaluation))[:count]
+        rows, collate = EncodedRows(evaluation), self.collator(training=False)
+        device = next(model.parameters()).device
+        examples = []
+        for index in chosen.tolist():
+            row = rows[0, index]
+            with torch.no_grad():
+                measured = self.measure(model, {k: v.to(device) for k, v in collate([row]).items()})
+            ids = row["input_ids"]
+            texts = np.split(ids, np.flatnonzero(ids == self.tokenizer.sep_token_id))
+            shown = (" ".join(self.tokenizer.decode(part, skip_special_tokens=True).split()) for part in texts)
+            text = " | ".join(filter(None, shown))
+            text = text if len(text) <= 100 else f"{text[:100]} …"
+            said, true = self._named(measured["prediction"][0]), self._named(measured["label"][0])
+            examples.append(f"{text}\n    {said}   (right: {true})")
+        return examples
+
+    def _named(self, value: Any) -> str:
+        if self.problem == REGRESSION:
+            return f"{value:.2f}"
+        if self.problem == SINGLE:
+            return self.labels.names[int(value)]
+        return ", ".join(self.labels.names[place] for place in np.flatnonzero(value)) or "nothing"
+
+    def summary(self, metrics: dict[str, Any]) -> str:
+        """The result in a few lines."""
+        scores = [f"{meaning} {metrics[name]:.3f}" for name, meaning in self.reported.items() if name in metrics]
+        line = "held-out " + " · ".join(scores)
+        counting = f"(saying the same of every row: loss {metrics['eval_majority_loss']:.3f}"
+        if "eval_majority_accuracy" in metrics:
+            counting += f", accuracy {metrics['eval_majority_accuracy']:.3f}"
+        return f"{line}\n{counting})"
+
+    @staticmethod
+    def usage(where: str) -> str:
+        return f'classify = pipeline("text-classification", "{where}")\nprint(classify("Some text."))'
+
+
+def problem_type_of(rows: Dataset) -> str:
+    """What the type of the column `label` says: floats are numbers to come near to, lists several labels."""
+    feature = rows.features["label"]
+    if isinstance(feature, List):
+        return MULTI
+    return REGRESSION if isinstance(feature, Value) and feature.dtype.startswith(("float", "double")) else SINGLE

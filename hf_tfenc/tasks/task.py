@@ -1,0 +1,210 @@
+"""What a task is: the shape that all of them have."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets.fingerprint import Hasher
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..data.sources import Column
+from ..presets import preset_config
+from ..tokenization import tokenizer_digest
+
+if TYPE_CHECKING:
+    from ..training.arguments import Arguments
+
+Batch = dict[str, Tensor]
+Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
+
+
+class Task(ABC):
+    """How rows are encoded, which head learns them, what is measured.
+
+    Args:
+        args: the options of the run.
+        tokenizer: loaded, or trained on `texts` of the training split; a task may change how it frames a row.
+
+    Raises:
+        ValueError: tokenizer and task do not go together.
+    """
+
+    auto_class: ClassVar[Any]  # the Auto class of the head
+    pipeline_tag: ClassVar[str]  # on the Hub, and of transformers.pipeline
+    description: ClassVar[str]  # "trained ... by <description>"
+    reported: ClassVar[dict[str, str]]  # the metrics that a card shows, and what each of them is
+    counted: ClassVar[dict[str, str]]  # the same for `baselines`
+    epochs: ClassVar[int]  # over the built-in corpus, or any where no option says how many: some minutes on a laptop
+    config_options: dict[str, Any] = {}  # set in the model's configuration; settled once rows are encoded
+
+    token_columns: tuple[str, ...] = ("input_ids",)  # of encoded rows
+
+    def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
+        self.args, self.tokenizer = args, tokenizer
+
+    # --- Rows and batches ---
+
+    @staticmethod
+    @abstractmethod
+    def columns(args: "Arguments") -> list[Column]:
+        """What the rows of a source must have."""
+
+    @staticmethod
+    @abstractmethod
+    def built_in() -> DatasetDict:
+        """The built-in corpus of this task, with these columns."""
+
+    @staticmethod
+    @abstractmethod
+    def texts(batch: dict[str, list]) -> Iterable[str]:
+        """The text of some rows, which a new tokenizer is trained on."""
+
+    @abstractmethod
+    def encode(self, splits: DatasetDict) -> DatasetDict:
+        """Rows of the source to rows of numbers, `length` (tokens) among them. What labels there are, `train` says.
+
+        Raises:
+            ValueError: a row that the task cannot learn or be measured on, by split, number and value.
+        """
+
+    def adopt(self, config: PreTrainedConfig) -> None:  # noqa: B027
+        """Take from a trained model what `encode` would learn from the training split: to evaluate without one."""
+
+    @abstractmethod
+    def collator(self, training: bool) -> Callable[[list[dict[str, Any]]], Batch]:
+        """From a list of encoded rows to a batch."""
+
+    # --- Loss and metrics ---
+
+    @staticmethod
+    @abstractmethod
+    def count_items(batch: Batch) -> Tensor:
+        """How many items the loss of a batch is a sum over."""
+
+    def backward(self, accelerator: Accelerator, model: nn.Module, batches: list[Batch], items: Tensor) -> Tensor:
+        """Gradients of one optimizer step over micro-batches. All processes meet here.
+
+        Returns:
+            this process's part of the loss; all parts add up to the mean over `items`
+        """
+        return sum_backward(accelerator, model, batches, lambda batch: model(**batch, num_items_in_batch=items).loss)
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Batch) -> Measurement:
+        """What one evaluation batch adds to the metrics: numbers to be added up, arrays to be joined."""
+
+    @abstractmethod
+    def metrics(self, measured: Measurement) -> dict[str, float]:
+        """Metrics of a whole split, `eval_loss` among them, whatever the order of the arrays."""
+
+    # --- What a model that only counts would reach ---
+
+    @abstractmethod
+    def baseline_loss(self, train: Dataset, evaluation: Dataset) -> float:
+        """The loss of a model that only counts, known before the first step."""
+
+    @abstractmethod
+    def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
+        """Metrics of such models, to stand beside the trained one's."""
+
+    # --- What it learned, to look at ---
+
+    @abstractmethod
+    def examples(self, model: nn.Module, evaluation: Dataset, count: int = 5) -> list[str]:
+        """Held-out examples of what the model says."""
+
+    @abstractmethod
+    def summary(self, metrics: dict[str, Any]) -> str:
+        """The result in a few lines."""
+
+    @staticmethod
+    @abstractmethod
+    def usage(where: str) -> str:
+        """A line or two of Python that use the model in the folder or repository `where`."""
+
+    @staticmethod
+    def next_steps(folder: str) -> list[str]:
+        """Commands to go on with."""
+        return []
+
+    # --- What tasks share ---
+
+    def id_feature(self) -> List:
+        """The column type of token ids, as narrow as the vocabulary allows."""
+        return List(Value("uint16" if len(self.tokenizer) <= 2**16 else "int32"))
+
+    def map_rows(
+        self, splits: DatasetDict, encode: Callable[..., dict[str, list]], features: Features, *settings: Any
+    ) -> DatasetDict:
+        """Encode each split by `encode(batch, indices, split)`. A second run with the same `settings` reads its cache."""
+        return DatasetDict(
+            {
+                split: rows.map(
+                    encode,
+                    batched=True,
+                    with_indices=True,
+                    fn_kwargs={"split": split},
+                    remove_columns=rows.column_names,
+                    features=features,
+                    new_fingerprint=self._fingerprint(rows, split, *settings),
+                    desc=f"Tokenizing {split}",
+                )
+                for split, rows in splits.items()
+            }
+        )
+
+    def _fingerprint(self, rows: Dataset, *settings: Any) -> str:
+        # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
+        key = [type(self).__name__, 1, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
+        return Hasher.hash([*key, *settings])
+
+    def segments(self) -> bool:
+        """Whether the model of this run tells a first text from a second by `token_type_ids`."""
+        args = self.args
+        if args.model_name_or_path is not None:
+            config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+            return getattr(config, "type_vocab_size", 0) > 0
+        return preset_config(args.preset, **args.parsed_config_overrides()).type_vocab_size > 0
+
+
+def sum_backward(
+    accelerator: Accelerator, model: nn.Module, batches: list[Batch], loss_of: Callable[[Batch], Tensor]
+) -> Tensor:
+    """Gradients of a loss that is a sum over independent items, micro-batch after micro-batch.
+
+    Processes add up their gradients in the last backward pass.
+
+    Returns:
+        the sum of this process's losses, without its graph
+    """
+    total = torch.zeros((), device=accelerator.device)
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            loss = loss_of(batch)
+            # Processes' gradients are averaged; a sum over items needs them added up.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return total
+
+
+def join(measurements: list[Measurement]) -> Measurement:
+    """Measurements of several batches or processes as one: numbers added up, arrays joined along their first axis."""
+    if not measurements:
+        return {}
+    joined: Measurement = {}
+    for name, value in measurements[0].items():
+        values = [measurement[name] for measurement in measurements]
+        joined[name] = np.concatenate(values) if isinstance(value, np.ndarray) else sum(values)
+    return joined
+
+
+def numpy_column(rows: Dataset, name: str) -> Any:
+    """A whole column of encoded rows, as an array or, where rows differ in length, a list of arrays."""
+    return rows.with_format("numpy", columns=[name])[name][:]

@@ -1,0 +1,186 @@
+"""What holds for every task."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from cases import CASES, SIZES, TASK_OF, batch_of, evaluate, make_model
+from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+from hf_tfenc.data.collators import EncodedRows
+from hf_tfenc.tasks import TASKS, Task, join
+from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.run import run
+from hf_tfenc.training.trainer import DIGITS, training_step
+
+each = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def gradients(accelerator, task, model, batches):
+    """The loss of a step, its items, and the gradient of each weight."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    step = training_step(accelerator, model, optimizer, batches, task)
+    return step.loss.item(), step.items.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_the_table_names_tasks_of_one_shape():
+    assert set(TASKS) == {"mlm", "causal-lm", "sequence-classification", "token-classification", "embedding"}
+    for kind in TASKS.values():
+        assert issubclass(kind, Task) and not kind.__abstractmethods__
+        assert not set(kind.reported) & set(kind.counted)
+
+
+@each
+def test_columns_are_those_of_the_rows(case, splits):
+    name = TASK_OF.get(case, case)
+    options = {} if name in ("mlm", "causal-lm") else {"label_column": "mine"}
+    columns = {c.name: c for c in TASKS[name].columns(Arguments(task=name, text_column="body", **options))}
+    assert set(splits(case)["train"].column_names) <= set(columns)
+    assert all(column.option.startswith("--") for column in columns.values())
+    given = {column.given for column in columns.values()}
+    assert given == {"body", None, *options.values()} - ({None} if len(columns) == len(given - {None}) else set())
+    assert all(TASKS[name].texts(splits(case)["train"][:3]))
+
+
+@each
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (64, 1), (5, 3)])
+def test_metrics_do_not_depend_on_batches(case, encoded_task, batch_size, processes):
+    task, rows = encoded_task(case)
+    model = make_model(task)
+
+    def digits(**split):
+        metrics = evaluate(task, model, rows["validation"], **split)
+        return {name: f"{value:.{DIGITS - 1}g}" for name, value in metrics.items()}
+
+    expected = digits(batch_size=8)
+    assert digits(batch_size=batch_size, processes=processes) == expected and "eval_loss" in expected
+
+
+@each
+def test_reported_metrics_are_there(case, encoded_task):
+    task, rows = encoded_task(case)
+    metrics = evaluate(task, make_model(task), rows["validation"])
+    counted = task.baselines(rows["train"], rows["validation"])
+    assert set(metrics) <= set(task.reported) and set(counted) <= set(task.counted) and counted
+    assert task.baseline_loss(rows["train"], rows["validation"]) > 0
+    summary = task.summary(metrics | counted)
+    assert all(f"{metrics[name]:.3f}" in summary for name in ("eval_loss", "eval_accuracy") if name in metrics)
+
+
+@each
+def test_a_step_is_the_same_however_it_is_split(case, encoded_task, accelerator):
+    task, rows = encoded_task(case)
+    model = make_model(task, embedding_dropout=0.0).train()
+    whole = gradients(accelerator, task, model, [batch_of(task, rows["train"], range(8))])
+    for size in (1, 2, 4):
+        parts = [batch_of(task, rows["train"], range(start, start + size)) for start in range(0, 8, size)]
+        loss, items, found = gradients(accelerator, task, model, [*parts, task.collator(training=True)([])])
+        assert loss == pytest.approx(whole[0], rel=1e-5) and items == whole[1]
+        for one, other in zip(found, whole[2], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(g.abs().max() for g in whole[2]))
+
+
+@each
+def test_an_empty_bin_teaches_nothing(case, encoded_task, accelerator):
+    task, _ = encoded_task(case)
+    model = make_model(task).train()
+    loss, items, found = gradients(accelerator, task, model, [task.collator(training=True)([])])
+    assert loss == items == 0 and all((gradient == 0).all() for gradient in found)
+
+
+@each
+def test_examples_can_be_read(case, encoded_task):
+    task, rows = encoded_task(case, max_seq_length=64)
+    model = make_model(task)
+    examples = task.examples(model, rows["validation"], count=3)
+    assert len(examples) == 3 and examples == task.examples(model, rows["validation"], count=3)
+    assert all(example.strip() and "[PAD]" not in example for example in examples)
+
+
+@each
+def test_transformers_trainer_trains_the_head(case, encoded_task, tmp_path):
+    task, rows = encoded_task(case)
+    model, collate = make_model(task), task.collator(training=True)
+    train = EncodedRows(rows["train"]).__getitems__([(0, row) for row in range(64)])
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=30, per_device_train_batch_size=8, learning_rate=3e-3, use_cpu=True, report_to="none",
+        logging_steps=10, save_strategy="no", remove_unused_columns=False, disable_tqdm=True, seed=0,
+    )  # fmt: skip
+
+    class Contrastive(Trainer):  # `AutoModel` has no loss of its own
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if task.scored:
+                return task.score_errors(model, inputs).square().mean()
+            return task.contrastive_loss(task.embed(model, inputs), inputs["keys"], inputs["real"])
+
+    kind = Contrastive if TASK_OF.get(case) == "embedding" else Trainer
+    trainer = kind(model, arguments, train_dataset=train, data_collator=collate)
+    trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert losses[-1] < losses[0]
+
+
+PIPELINES = {
+    "mlm": lambda pipe: pipe("the cat [MASK] the river.")[0]["token_str"],
+    "causal-lm": lambda pipe: pipe("the cat", max_new_tokens=4)[0]["generated_text"].removeprefix("the cat"),
+    "single": lambda pipe: {pipe("the cat")[0]["label"]} & {"cat", "dog", "none"},
+    "multi": lambda pipe: {answer["label"] for answer in pipe("the cat", top_k=None)} == {"cat", "dog", "fox"},
+    "regression": lambda pipe: pipe("the cat")[0]["label"] == "score",
+    "bio": lambda pipe: (
+        {answer["entity"] for answer in pipe("the cat", ignore_labels=[])} <= {"O", "B-animal", "I-animal"}
+    ),
+    "pairs": lambda pipe: torch.tensor(pipe("the cat")).shape[-1] == SIZES["hidden_size"],
+}
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, monkeypatch, accelerator):
+    files = {}
+    for split, rows in splits(case).items():
+        files[f"{split}_file"] = [str(tmp_path / f"{split}.parquet")]
+        rows.to_parquet(files[f"{split}_file"][0])
+    name = TASK_OF.get(case, case)
+    args = Arguments(
+        task=name, output_dir=str(tmp_path / "out"), config_overrides=json.dumps(SIZES), vocab_size=300, max_steps=3,
+        max_seq_length=32, cpu_threads=1, learning_rate=0.001, **files,
+    )  # fmt: skip
+    metrics = run(args)
+    folder = Path(args.output_dir)
+    kind = TASKS[name]
+    assert (
+        "eval_loss" in metrics
+        and set(kind.counted) & set(metrics)
+        and json.loads((folder / "metrics.json").read_text()) == metrics
+    )
+    card = (folder / "README.md").read_text()
+    assert f"pipeline_tag: {kind.pipeline_tag}" in card and kind.usage(str(folder)) in card and "{{" not in card
+    assert PIPELINES[case](pipeline(kind.pipeline_tag, str(folder)))
+    exec(kind.usage(str(folder)), {"pipeline": pipeline})  # what the card says works
+
+    # What was measured is what the folder holds, and its labels are enough to measure it again.
+    task = kind(args, AutoTokenizer.from_pretrained(folder))
+    model = kind.auto_class.from_pretrained(folder).eval()
+    if name != "embedding":  # scores apart, a model says all that is needed
+        task.adopt(model.config)
+        rows = task.encode(splits(case).__class__(validation=splits(case)["validation"]))["validation"]
+        again = evaluate(task, model, rows)
+        assert again == pytest.approx({key: metrics[key] for key in again}, rel=1e-4)
+
+
+def test_measurements_are_joined():
+    import numpy as np
+
+    parts = [{"n": 1, "rows": np.array([1.0])}, {"n": 2, "rows": np.array([2.0, 3.0])}]
+    joined = join(parts)
+    assert joined["n"] == 3 and joined["rows"].tolist() == [1, 2, 3] and join([]) == {}
