@@ -137,9 +137,8 @@ def run(args: Arguments) -> dict[str, Any]:
         metrics |= task.baselines(rows["train"], rows["validation"])
         if args.train_file is None and args.dataset_name is None:
             texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
-            metrics["corpus"] = corpus_info(
-                DatasetDict(texts)
-            )  # it differs a little from one Python version to the next
+            # It differs a little from one Python version to the next.
+            metrics["corpus"] = corpus_info(DatasetDict(texts))
         metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:

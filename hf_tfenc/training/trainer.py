@@ -54,7 +54,8 @@ def training_step(
     """One optimizer step over some micro-batches in each process.
 
     All processes meet here three times: to count items, to add up gradients (in the last micro-batch's backward pass),
-    and to add up the loss and hear whether one of them was asked to `stop`. A step whose loss or gradient is not finite is skipped by all of them.
+    and to add up the loss and hear whether one of them was asked to `stop`. A step whose loss or gradient is not finite
+    is skipped by all of them.
     """
     items = torch.stack([task.count_items(batch) for batch in micro_batches]).sum()
     items = accelerator.reduce(items, reduction="sum")
