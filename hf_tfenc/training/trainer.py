@@ -404,7 +404,8 @@ class Trainer:
         for rows, batch in zip(self.eval_bins, self.eval_loader, strict=True):
             if signals is not None and self.any_process(signals.received):
                 return None
-            measured = self.task.measure(model, self.on_device(batch))
+            with self.accelerator.autocast():  # which a model that was not prepared would lack
+                measured = self.task.measure(model, self.on_device(batch))
             if rows:  # else it stands in for none, so that all processes have the same number of batches
                 parts.append(measured)
         of_all = [part for part in gather_object([join(parts)]) if part]
