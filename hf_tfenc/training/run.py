@@ -277,10 +277,10 @@ def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start:
     Raises:
         OptionError: the disk is too full.
     """
+    check_space(folder, model)
     if args.overwrite_output_dir and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, model)
     tidy(folder)
     if aside := set_aside_newer(folder, step if start.checkpoint else -1):
         logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))
