@@ -1,5 +1,6 @@
 """What is checked before long work, each failure in one sentence: the output folder, the disk, the rows."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -17,6 +18,16 @@ from .arguments import OptionError
 # AdamW keeps two numbers for each weight, and the weight itself is the third.
 NUMBERS_PER_WEIGHT = 3
 CHECKPOINTS = 2  # a new one is whole before an old one goes
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Whether all processes that were launched have found each other. Raises OptionError."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise OptionError(
+            f"{launched} processes were launched, and this one knows of {accelerator.num_processes}: "
+            "launch them with torchrun, or with accelerate launch as in recipes/accelerate/."
+        )
 
 
 def check_folder(folder: Path, accelerator: Accelerator) -> None:

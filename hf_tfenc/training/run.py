@@ -35,7 +35,7 @@ from .arguments import Arguments, OptionError, parse_arguments
 from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
-from .preflight import check_folder, check_rows, check_space
+from .preflight import check_folder, check_processes, check_rows, check_space
 from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
@@ -81,8 +81,15 @@ def run(args: Arguments) -> dict[str, Any]:
         Interrupted: after a signal, with everything saved.
     """
     signals = StopSignals()
-    # None leaves it to `accelerate launch`.
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None)
+    accelerator = Accelerator(
+        mixed_precision="bf16"
+        if args.bf16
+        else "fp16"
+        if args.fp16
+        else None,  # None leaves it to `accelerate launch`
+        cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
+    )
+    check_processes(accelerator)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
 from hf_tfenc.training.arguments import OptionError
-from hf_tfenc.training.preflight import check_folder, check_rows, check_space
+from hf_tfenc.training.preflight import check_folder, check_processes, check_rows, check_space
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 Usage = collections.namedtuple("Usage", "total used free")
@@ -23,6 +23,14 @@ def model(tokenizer):
         "classic-tiny", vocab_size=300, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=12, **SIZES
     )
     return TfEncForMaskedLM(config)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    check_processes(Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionError, match=r"^2 processes were launched, and this one knows of 1: launch them with"):
+        check_processes(accelerator)
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
