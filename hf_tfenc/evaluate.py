@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from .data.sources import load_split
 from .tasks import TASKS, Task
-from .tokenization import load_tokenizer
+from .tokenization import HUB_ID, load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
 from .training.checkpointing import write_text
 from .training.evaluation import Evaluation
@@ -49,7 +50,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     say, kind, folder = accelerator.print, TASKS[args.task], output_folder(args)
     say(device_text(accelerator, set_threads(args, accelerator)))
     tokenizer = load_tokenizer(str(args.model_name_or_path))
-    check_kind(str(args.model_name_or_path))
+    check_kind(str(args.model_name_or_path), str(args.model_name_or_path))
     task = kind(args, tokenizer)
     model = load_model(args, task)
     with accelerator.main_process_first():
@@ -89,7 +90,10 @@ def load_model(args: Arguments, task: Task) -> PreTrainedModel:
         OptionError: it has no head for this task.
     """
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing is said below, and what another head needs is no news
     model, loading = task.auto_class.from_pretrained(args.model_name_or_path, output_loading_info=True, **attention)
+    transformers_logging.set_verbosity(verbosity)
     if missing := sorted(loading["missing_keys"]):
         raise OptionError(
             f"{args.model_name_or_path} was not trained for --task {args.task}: it has no {missing[0]}. Name the task "
@@ -100,7 +104,13 @@ def load_model(args: Arguments, task: Task) -> PreTrainedModel:
 
 
 def trained_with(model: str) -> dict[str, Any]:
-    """The options that a model was trained with, from the file in its folder or repository; none where there is none."""
+    """The options that a model was trained with, from the file in its folder or repository; none where there is none.
+
+    Raises:
+        OptionError: there is no such folder.
+    """
+    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise OptionError(f"There is no folder {model} to load a model from: check the path.")
     try:
         path = cached_file(model, CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}

@@ -123,7 +123,7 @@ def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
     assert refusal(model, "--tset_file", rows) == "--tset_file is not an option. Did you mean --test_file?"
     assert refusal(model, *task, "--optim", "adamw").startswith("--optim is not an option.")
     assert "name a file with --test_file" in refusal(model, *task)
-    assert "There is no folder" in refusal(tmp_path / "nothing", *task, "--test_file", rows)
+    assert "There is no folder" in refusal(tmp_path / "nothing", "--test_file", rows)
     assert "which column holds the text is not plain" in refusal(model, *task, "--test_file", labels_alone(tmp_path))
     rows.write_text('{"text": "the fox", "label": "fox"}')
     assert "test, row 1: the label 'fox' is none of those" in refusal(model, *task, "--test_file", rows)

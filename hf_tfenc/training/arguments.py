@@ -44,7 +44,7 @@ AS_TRAINED = (
     "problem_type", "eval_mlm_probability", "temperature",
 )  # fmt: skip
 # Options of one call alone: a second run from the written file must not do the same once more.
-ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes")
+ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
 
 class OptionError(ValueError):
@@ -133,6 +133,7 @@ class RunArguments:
     resume_from_checkpoint: str = option(
         "auto", "auto goes on from the newest whole checkpoint of output_dir; none, or the path of one"
     )
+    dry_run: bool = option(False, "say what the run will be, after ten steps of it, and leave nothing behind")
     resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
     max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
     load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")

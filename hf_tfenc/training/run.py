@@ -33,6 +33,7 @@ from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments, OptionError, parse_arguments
 from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
+from .dry_run import dry_run
 from .evaluation import Evaluation
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
@@ -80,7 +81,7 @@ def run(args: Arguments) -> dict[str, Any]:
     """Train as `args` say, or go on where an earlier call stopped.
 
     Returns:
-        the metrics, which also stand in the output folder's metrics.json
+        the metrics, which also stand in the output folder's metrics.json; none of a dry run
 
     Raises:
         OptionError, ValueError, OSError: one sentence, before training starts where that can be.
@@ -92,7 +93,8 @@ def run(args: Arguments) -> dict[str, Any]:
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
-    start: Start = on_main(accelerator, lambda: find_start(args, folder))
+    # A dry run tells of the whole run, whatever there is of it already.
+    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: find_start(args, folder))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
@@ -123,6 +125,12 @@ def run(args: Arguments) -> dict[str, Any]:
         progress.best_loss = None
         logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
     trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
+    if args.dry_run:
+        say("\n" + "\n".join(dry_run(trainer, splits, rows)))
+        del trainer  # as at the end of a run
+        accelerator.free_memory()
+        accelerator.end_training()
+        return {}
     with signals:
         if start.finished:
             say(f"{folder} holds this run, finished; it is measured once more.")
@@ -244,7 +252,7 @@ def make_model(
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     weights = saved or args.model_name_or_path
     if args.model_name_or_path is not None:
-        check_kind(args.model_name_or_path)
+        check_kind(args.model_name_or_path, f"--model_name_or_path {args.model_name_or_path}")
         model, loading = task.auto_class.from_pretrained(
             weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
         )
@@ -269,12 +277,12 @@ def make_model(
     return model
 
 
-def check_kind(name_or_path: str) -> None:
-    """Raises OptionError where a model is none of ours."""
+def check_kind(name_or_path: str, where: str) -> None:
+    """Raises OptionError, which names `where`, if a model is none of ours."""
     kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if kind != TfEncConfig.model_type:
         raise OptionError(
-            f"{name_or_path} is a {kind} model, and hf_tfenc trains and evaluates {TfEncConfig.model_type} models: "
+            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are trained and evaluated here: "
             "choose one of those."
         )
 
