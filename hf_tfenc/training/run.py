@@ -33,6 +33,8 @@ from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments, OptionError, parse_arguments
 from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
+from .dry_run import dry_run
+from .evaluation import Evaluation
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
@@ -51,9 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and the
     same command goes on, and with 130 for Ctrl-C before there was anything to save.
     """
+    ending_well(lambda: run(parse_arguments(argv)))
+
+
+def ending_well(work: Callable[[], Any]) -> None:
+    """Do some work as a program, which ends as `main` says."""
     speaks = os.environ.get("RANK", "0") == "0"  # what all processes meet with is said by one
     try:
-        run(parse_arguments(argv))
+        work()
     except Interrupted as stopped:
         if speaks:
             print(f"{stopped} The same command goes on from there.", file=sys.stderr)
@@ -74,7 +81,7 @@ def run(args: Arguments) -> dict[str, Any]:
     """Train as `args` say, or go on where an earlier call stopped.
 
     Returns:
-        the metrics, which also stand in the output folder's metrics.json
+        the metrics, which also stand in the output folder's metrics.json; none of a dry run
 
     Raises:
         OptionError, ValueError, OSError: one sentence, before training starts where that can be.
@@ -93,15 +100,15 @@ def run(args: Arguments) -> dict[str, Any]:
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
-    start: Start = on_main(accelerator, lambda: find_start(args, folder))
+    # A dry run tells of the whole run, whatever there is of it already.
+    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: find_start(args, folder))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        source = Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
-        splits = load_splits(source, kind.columns(args), kind.built_in)
+        splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
     saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
@@ -125,6 +132,12 @@ def run(args: Arguments) -> dict[str, Any]:
         progress.best_loss = None
         logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
     trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
+    if args.dry_run:
+        say("\n" + "\n".join(dry_run(trainer, splits, rows)))
+        del trainer  # as at the end of a run
+        accelerator.free_memory()
+        accelerator.end_training()
+        return {}
     with signals:
         if start.finished:
             say(f"{folder} holds this run, finished; it is measured once more.")
@@ -136,10 +149,9 @@ def run(args: Arguments) -> dict[str, Any]:
             metrics = {"baseline_loss": baseline_loss} | train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
-        measured = trainer.evaluate(signals, best)
-    if measured is None:
-        raise Interrupted("Stopped while the finished model was measured.")
-    metrics |= measured
+        metrics |= measured_or_stopped(trainer.evaluate(signals, best))
+        if "test" in rows and not start.finished:  # it is looked at once
+            metrics |= test_metrics(args, task, best, rows["test"], accelerator, signals)
     if accelerator.is_main_process and not start.finished:
         metrics |= task.baselines(rows["train"], rows["validation"])
         if args.train_file is None and args.dataset_name is None:
@@ -179,6 +191,22 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
         monitor.close()
 
 
+def measured_or_stopped(measured: Any) -> Any:
+    """What was measured of the finished model. Raises Interrupted where a signal stopped it."""
+    if measured is None:
+        raise Interrupted("Stopped while the finished model was measured.")
+    return measured
+
+
+def test_metrics(
+    args: Arguments, task: Task, model: PreTrainedModel, rows: Dataset, accelerator: Accelerator, signals: StopSignals
+) -> dict[str, float]:
+    """Metrics on the test split, under the names of the others with `test_` in place of `eval_`."""
+    evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
+    metrics = evaluation.metrics(measured_or_stopped(evaluation.measure(model, signals)))
+    return {name.replace("eval_", "test_", 1): value for name, value in metrics.items()}
+
+
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
 
 
@@ -196,6 +224,11 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise OptionError(outcome[1])
     return outcome[0]
+
+
+def source_of(args: Arguments) -> Source:
+    """The data that the options name."""
+    return Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
 
 
 def make_tokenizer(
@@ -226,12 +259,7 @@ def make_model(
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     weights = saved or args.model_name_or_path
     if args.model_name_or_path is not None:
-        kind = AutoConfig.from_pretrained(weights, trust_remote_code=False).model_type
-        if kind != TfEncConfig.model_type:
-            raise OptionError(
-                f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
-                f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
-            )
+        check_kind(args.model_name_or_path, f"--model_name_or_path {args.model_name_or_path}")
         model, loading = task.auto_class.from_pretrained(
             weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
         )
@@ -254,6 +282,16 @@ def make_model(
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )
     return model
+
+
+def check_kind(name_or_path: str, where: str) -> None:
+    """Raises OptionError, which names `where`, if a model is none of ours."""
+    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    if kind != TfEncConfig.model_type:
+        raise OptionError(
+            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are trained and evaluated here: "
+            "choose one of those."
+        )
 
 
 def check_shapes(weights: Any, other_shapes: list[str]) -> None:
@@ -334,6 +372,7 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             *metrics["examples"],
             "",
             metrics["summary"],
+            *test_lines(kind, metrics),
             f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
             "",
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
@@ -341,6 +380,13 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             *(f"  {command}" for command in kind.next_steps(str(folder))),
         ]
     )
+
+
+def test_lines(kind: type[Task], metrics: dict[str, Any]) -> list[str]:
+    """The metrics on the test split in a line, where there is one."""
+    names = {name.replace("eval_", "test_", 1): what for name, what in kind.reported.items()}
+    scores = [f"{what} {metrics[name]:.3f}" for name, what in names.items() if name in metrics]
+    return ["test split: " + " · ".join(scores)] * bool(scores)
 
 
 def launch_command(args: Arguments, overwrite: bool = False) -> str:

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ..data.batching import EvaluationBins, TrainingBins
+from ..data.batching import TrainingBins
 from ..data.collators import EncodedRows
-from ..tasks import Batch, Task, join
+from ..tasks import Batch, Task
 from .arguments import Arguments
 from .checkpointing import OutputFolder, restore_state
+from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
-
-DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
 
 
 class StepResult(NamedTuple):
@@ -146,19 +145,16 @@ class Trainer:
         self.args, self.task, self.accelerator = args, task, accelerator
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
-        processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
         self.train_bins = TrainingBins(
             train_rows.with_format("numpy")["length"][:],
             args.per_device_train_batch_size,
             args.seed,
             args.gradient_accumulation_steps,
-            **processes,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
-        self.eval_bins = EvaluationBins(
-            eval_rows.with_format("numpy")["length"][:], args.per_device_eval_batch_size, **processes
-        )
-        self.train_loader = self.loader(train_rows, self.train_bins, training=True)
-        self.eval_loader = self.loader(eval_rows, self.eval_bins, training=False)
+        self.train_loader = self.loader(train_rows)
+        self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
@@ -176,13 +172,13 @@ class Trainer:
         epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
         return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
 
-    def loader(self, rows: Dataset, bins: Any, training: bool) -> DataLoader:
-        """Batches in the order of `bins`. Accelerate shards no loader: the bins are this process's own already."""
-        workers = self.args.dataloader_num_workers if training else 0
+    def loader(self, rows: Dataset) -> DataLoader:
+        """Training batches. Accelerate shards no loader: the bins are this process's own already."""
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             EncodedRows(rows),
-            batch_sampler=bins,
-            collate_fn=self.task.collator(training),
+            batch_sampler=self.train_bins,
+            collate_fn=self.task.collator(training=True),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -389,31 +385,14 @@ class Trainer:
             progress.best_loss, progress.best_step = loss, progress.global_step
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
-    @torch.no_grad()
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
-        """Metrics over all evaluation rows, each counted once on whatever number of processes.
+        """Metrics over all evaluation rows.
 
         Args:
             signals: what asks the run to stop; then there is no result, in all processes alike.
             model: evaluated in place of the trained one.
         """
-        # Not the wrapped one, in which processes wait for each other.
-        model = model or self.accelerator.unwrap_model(self.model)
-        model.eval()
-        parts = []
-        for rows, batch in zip(self.eval_bins, self.eval_loader, strict=True):
-            if signals is not None and self.any_process(signals.received):
-                return None
-            with self.accelerator.autocast():  # which a model that was not prepared would lack
-                measured = self.task.measure(model, self.on_device(batch))
-            if rows:  # else it stands in for none, so that all processes have the same number of batches
-                parts.append(measured)
-        of_all = [part for part in gather_object([join(parts)]) if part]
-        return {name: float(f"{value:.{DIGITS}g}") for name, value in self.task.metrics(join(of_all)).items()}
-
-    def any_process(self, condition: bool) -> bool:
-        """Whether a condition holds in one process at least."""
-        if self.accelerator.num_processes == 1:
-            return condition
-        flag = torch.tensor(float(condition), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        model = model or self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
+        with self.accelerator.autocast():  # which a model that was not prepared would lack
+            measured = self.evaluation.measure(model, signals)
+        return None if measured is None else self.evaluation.metrics(measured)

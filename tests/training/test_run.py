@@ -256,7 +256,7 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
         ({"text_column": "body"}, "has no column 'body'"),
         ({"vocab_size": 100}, "vocab_size is 100, too small"),
         ({"tokenizer_name": tmp_path}, "holds no tokenizer"),
-        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and train.py trains tfenc models"),
+        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and tfenc models are trained"),
         ({"config_overrides": '{"hiden_size": 8}'}, "Did you mean 'hidden_size'?"),
         ({"config_overrides": '{"hidden_size": "x"}'}, "'hidden_size' expected int, got str"),
         (

@@ -257,7 +257,7 @@ def test_the_model_trains_in_training_mode_after_each_evaluation(make_trainer, t
     trainer, modes = make_trainer(max_steps=5, eval_steps=1), []
     trainer.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
     trained(trainer, tmp_path)
-    evaluation = [False] * len(trainer.eval_loader)
+    evaluation = [False] * len(trainer.evaluation.loader)
     assert modes == [True, *evaluation] * 5
 
 
@@ -266,7 +266,7 @@ def test_evaluation_counts_every_row_once(make_trainer, splits, tokenizer):
     measure = trainer.task.measure
     trainer.task.measure = lambda model, batch: totals.update(rows=len(batch["labels"])) or measure(model, batch)
     metrics = trainer.evaluate()
-    assert totals["rows"] == len(trainer.eval_loader.dataset)
+    assert totals["rows"] == len(trainer.evaluation.loader.dataset)
     assert metrics == trainer.evaluate() and set(metrics) >= {"eval_loss", "eval_accuracy", "eval_loss_per_byte"}
     assert make_trainer(per_device_eval_batch_size=100).evaluate()["eval_loss"] == pytest.approx(
         metrics["eval_loss"], **CLOSE
