@@ -194,15 +194,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
 
     def parsed_config_overrides(self) -> dict[str, Any]:
         """`config_overrides` as a mapping. Raises OptionError where it is none."""
-        try:
-            overrides = yaml.safe_load(self.config_overrides or "{}")
-        except yaml.YAMLError:
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise OptionError(
-                f"--config_overrides {self.config_overrides!r} is no mapping; write it as '{{\"hidden_size\": 192}}'."
-            )
-        return overrides
+        return parsed_overrides(self.config_overrides)
 
     def to_yaml(self) -> str:
         """All options of the run, to be read again with `--config`."""
@@ -210,6 +202,17 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name in ONE_CALL:
             del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def parsed_overrides(text: str | None) -> dict[str, Any]:
+    """The mapping that `--config_overrides` is. Raises OptionError where it is none."""
+    try:
+        overrides = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise OptionError(f"--config_overrides {text!r} is no mapping; write it as '{{\"hidden_size\": 192}}'.")
+    return overrides
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -41,7 +41,7 @@ class CheckpointError(ValueError):
 
 def save_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
@@ -67,14 +67,15 @@ def save_model(
 
 def write_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """What `from_pretrained` needs, in one file of weights. `state_dict` stands in for weights that lie in pieces."""
     with disk_errors():
         model.save_pretrained(folder, state_dict=state_dict, max_shard_size="1TB")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)  # safetensors are written for the owner alone
