@@ -59,13 +59,18 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 class ModelArguments:
     preset: str = option("modern-tiny", "a named configuration", choices=sorted(PRESETS))
     model_name_or_path: str | None = option(
-        None, "start from this checkpoint (folder or Hub id) and not from a preset"
+        None, "start from this checkpoint (folder or Hub id; a BERT or ModernBERT too) and not from a preset"
     )
     config_overrides: str | None = option(
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )
     attn_implementation: str | None = option(None, "sdpa, eager, flex_attention or flash_attention_2")
-    tokenizer_name: str | None = option(None, "use this tokenizer (folder or Hub id) and do not train one")
+    tokenizer_name: str | None = option(
+        None, "use this tokenizer (folder or Hub id) and do not train one; a model that has another is fitted to it"
+    )
+    train_tokenizer: bool = option(
+        False, "with model_name_or_path: train a tokenizer on the training text all the same, and fit the model to it"
+    )
     tokenizer_type: Literal["byte-level-bpe", "wordpiece"] = option("byte-level-bpe", "the tokenizer to train")
     vocab_size: int = option(4096, "tokens of the tokenizer to train, special ones included")
 
@@ -188,6 +193,10 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
+        if self.train_tokenizer and self.tokenizer_name:
+            raise OptionError("--train_tokenizer and --tokenizer_name exclude each other: choose one.")
+        if self.train_tokenizer and not self.model_name_or_path:
+            raise OptionError("--train_tokenizer is for --model_name_or_path: without it, one is trained anyway.")
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
         self.parsed_config_overrides()

@@ -26,11 +26,13 @@ from ..configuration_tfenc import TfEncConfig
 from ..data.sources import Source, load_splits
 from ..data.stdlib_corpus import corpus_info
 from ..presets import preset_config
+from ..pretrained import build, read_pretrained, with_options
 from ..publish.card import write_card
 from ..publish.hub import push_folder
 from ..publish.plots import plot_loss
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
+from ..vocabulary import transfer
 from .arguments import Arguments, OptionError, parse_arguments
 from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
 from .dry_run import dry_run
@@ -235,7 +237,7 @@ def make_tokenizer(
     args: Arguments, accelerator: Accelerator, train_texts: Any, saved: Path | None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer the options name, the one that a run saved, or one trained on the training split alone."""
-    named = args.tokenizer_name or args.model_name_or_path or saved
+    named = args.tokenizer_name or (None if args.train_tokenizer else args.model_name_or_path) or saved
     if named is not None:
         return load_tokenizer(named)
     trained: list[Any] = [None]
@@ -252,24 +254,19 @@ def make_model(
     """The model the options name, or a new one of the preset's shape; with the weights of `saved`, if given.
 
     Raises:
-        OptionError: the model is none of ours, the tokenizer has more tokens than it, or rows are longer than its
-            positions reach.
+        OptionError: the tokenizer has more tokens than the model, or rows are longer than its positions reach.
+        ValueError: the model is neither ours nor one that converts.
     """
     overrides = task.config_options | args.parsed_config_overrides()
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
-    weights = saved or args.model_name_or_path
     if args.model_name_or_path is not None:
-        check_kind(args.model_name_or_path, f"--model_name_or_path {args.model_name_or_path}")
-        model, loading = task.auto_class.from_pretrained(
-            weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
-        )
-        check_shapes(weights, [name for name, *_ in loading["mismatched_keys"]])
+        model = pretrained_model(args, task, tokenizer, saved, overrides, **attention)
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
         model = (
             task.auto_class.from_config(config, **attention)
-            if weights is None
-            else task.auto_class.from_pretrained(weights, config=config, **attention)
+            if saved is None
+            else task.auto_class.from_pretrained(saved, config=config, **attention)
         )
     if len(tokenizer) > model.config.vocab_size:
         raise OptionError(
@@ -284,13 +281,38 @@ def make_model(
     return model
 
 
+def pretrained_model(
+    args: Arguments,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    saved: Path | None,
+    overrides: dict[str, Any],
+    **attention: Any,
+) -> PreTrainedModel:
+    """The model `--model_name_or_path`, converted if it is a BERT or a ModernBERT and fitted to a tokenizer not its own.
+
+    With `saved` all this has been done, and the weights are those saved.
+    """
+    name = str(args.model_name_or_path)
+    _, config, weights = read_pretrained(str(saved or name))
+    if saved is None and (args.tokenizer_name or args.train_tokenizer):
+        own = load_tokenizer(name)
+        if own.get_vocab() != tokenizer.get_vocab():
+            weights, overrides = transfer(weights, own, tokenizer), token_options(tokenizer) | overrides
+    model, loading = build(task.auto_class, with_options(config, overrides), weights, **attention)
+    check_shapes(name, [key for key, *_ in loading["mismatched_keys"]])
+    if missing := sorted(loading["missing_keys"]):
+        logger.info("Not in %s, so begun anew: %s.", saved or name, ", ".join(missing))
+    return model
+
+
 def check_kind(name_or_path: str, where: str) -> None:
     """Raises OptionError, which names `where`, if a model is none of ours."""
     kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if kind != TfEncConfig.model_type:
         raise OptionError(
-            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are trained and evaluated here: "
-            "choose one of those."
+            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are evaluated here: "
+            "choose one of those, or convert it first with hf-tfenc convert."
         )
 
 
@@ -337,6 +359,11 @@ def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start:
 
 def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a new model's configuration takes from the tokenizer and the rows."""
+    return token_options(tokenizer) | {"max_position_embeddings": max(512, args.max_seq_length)}
+
+
+def token_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a configuration takes from a tokenizer."""
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -345,7 +372,6 @@ def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> di
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
         "mask_token_id": tokenizer.mask_token_id,
-        "max_position_embeddings": max(512, args.max_seq_length),
     }
 
 

@@ -17,8 +17,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
+    GPT2Config,
     pipeline,
 )
 
@@ -247,16 +246,18 @@ def test_the_best_model_is_kept(tiny_argv, tmp_path, texts, best):
 
 
 def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tokenizer):
-    bert = BertConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
     for options, said in [
         ({"learning_rate": "much"}, "invalid float value: 'much'"),
         ({"train_file": tmp_path / "none.txt"}, "none.txt: there is no such file or folder"),
         ({"text_column": "body"}, "has no column 'body'"),
         ({"vocab_size": 100}, "vocab_size is 100, too small"),
         ({"tokenizer_name": tmp_path}, "holds no tokenizer"),
-        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and tfenc models are trained"),
+        (
+            {"model_name_or_path": tmp_path / "gpt2"},
+            "is a gpt2 model; only tfenc models, and bert and modernbert ones",
+        ),
         ({"config_overrides": '{"hiden_size": 8}'}, "Did you mean 'hidden_size'?"),
         ({"config_overrides": '{"hidden_size": "x"}'}, "'hidden_size' expected int, got str"),
         (
