@@ -2,6 +2,7 @@
 
     hf-tfenc train --train_file my.txt                   # what train.py does
     hf-tfenc eval outputs/mlm --test_file other.txt      # metrics and predictions on other data
+    hf-tfenc export outputs/mlm graph --format onnx      # one graph, for ONNX runtimes or torch.export
     hf-tfenc convert google-bert/bert-base-uncased out   # a BERT or ModernBERT as ours, or ours as one of them
 
 Options are read by the commands themselves, so that they are the same, with the same messages, however they are given.
@@ -67,6 +68,29 @@ def convert(
     def work() -> None:
         logging.disable_progress_bar()
         for sentence in convert(source, out, to, tokenizer_name, parsed_overrides(config_overrides)):
+            typer.echo(sentence)
+
+    ending_well(work)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="a model of ours (folder or Hub id)")],
+    out: Annotated[Path, typer.Argument(help="a new folder")],
+    kind: Annotated[str, typer.Option("--format", help="onnx or torch-export")] = "onnx",
+) -> None:
+    """Write a model as one graph with open batch and length, and compare the graph with the model.
+
+    For example: hf-tfenc export outputs/mlm graph --format onnx
+    """
+    from transformers.utils import logging
+
+    from .publish.export import export
+    from .training.run import ending_well
+
+    def work() -> None:
+        logging.disable_progress_bar()
+        for sentence in export(model, out, kind):
             typer.echo(sentence)
 
     ending_well(work)

@@ -34,6 +34,7 @@ from .convert import (
     to_torch_arguments,
     to_torch_encoder,
 )
+from .sentence_transformers import write_modules
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _to_ours(source: str, out: Path) -> list[str]:
     report += [_named("Not in the checkpoint, so begun anew", loading["missing_keys"])]
     skipped = ("pooler_output",) if any("pooler" in key for key in loading["missing_keys"]) else ()
     report += [_comparison(ours, theirs, skipped)]
-    return _save(ours, pretrained.weights, source, out, report)
+    return _save(ours, ours, pretrained.weights, source, out, report)
 
 
 def _to_theirs(source: str, out: Path, family: str) -> list[str]:
@@ -151,7 +152,7 @@ def _to_theirs(source: str, out: Path, family: str) -> list[str]:
     ]
     report = [f"In training alone, dropout differs: {'; '.join(dropouts)}."] if dropouts else []
     report += [_comparison(ours, theirs)]
-    return _save(theirs, weights, source, out, report)
+    return _save(theirs, ours, weights, source, out, report)
 
 
 def _head(config: Any, source: str) -> tuple[str, str]:
@@ -169,10 +170,13 @@ def _named(what: str, keys: set[str]) -> str:
     return f"{what}: {', '.join(sorted(keys))}." if keys else ""
 
 
-def _save(model: PreTrainedModel, weights: StateDict, source: str, out: Path, report: list[str]) -> list[str]:
-    """Write the model in the precision that its weights had, and the tokenizer as it is."""
+def _save(
+    model: PreTrainedModel, ours: PreTrainedModel, weights: StateDict, source: str, out: Path, report: list[str]
+) -> list[str]:
+    """Write the model in the precision that its weights had, the tokenizer as it is, and how `ours` pools."""
     tokenizer, absent = _tokenizer(source)
     save_model(model.to(next(iter(weights.values())).dtype), tokenizer, out)
+    write_modules(ours, out)
     return [*filter(None, report), *absent, f"{out} holds a {type(model).__name__}."]
 
 

@@ -30,6 +30,7 @@ from ..pretrained import build, read_pretrained, with_options
 from ..publish.card import write_card
 from ..publish.hub import push_folder
 from ..publish.plots import plot_loss
+from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from ..vocabulary import transfer
@@ -378,11 +379,12 @@ def token_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def finish(
     args: Arguments, task: Task, model: PreTrainedModel, eval_rows: Any, metrics: dict[str, Any], folder: Path
 ) -> None:
-    """Write metrics, picture and card."""
+    """Write metrics, picture, card, and what sentence-transformers reads."""
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
+    write_modules(model, folder)
     write_card(folder, args, model, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
 

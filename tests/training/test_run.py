@@ -36,7 +36,7 @@ PINNED = {
 }  # fmt: skip
 FILES = {
     "README.md", "config.json", "configuration_tfenc.py", "log.jsonl", "loss.png", "metrics.json", "model.safetensors",
-    "modeling_tfenc.py", "tokenizer.json", "tokenizer_config.json", "train_config.yaml",
+    "modeling_tfenc.py", "modules.json", "1_Pooling", "tokenizer.json", "tokenizer_config.json", "train_config.yaml",
 }  # fmt: skip
 
 
