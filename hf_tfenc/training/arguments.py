@@ -32,16 +32,14 @@ TASK_OPTIONS = {
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
 }
-# Options of `hf-tfenc eval`, and those of them that are what the model was trained with, if not said otherwise.
-EVALUATION_OPTIONS = (
-    "task", "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "text_column", "text_pair_column",
-    "negative_column", "label_column", "skip_bad_rows", "sample_by", "max_eval_samples", "max_seq_length",
-    "problem_type", "eval_mlm_probability", "temperature", "per_device_eval_batch_size", "attn_implementation", "bf16",
-    "cpu_threads", "output_dir",
-)  # fmt: skip
+# Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
 AS_TRAINED = (
     "task", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by", "max_seq_length",
-    "problem_type", "eval_mlm_probability", "temperature",
+    "problem_type", "eval_mlm_probability", "temperature", "bf16", "fp16",
+)  # fmt: skip
+EVALUATION_OPTIONS = (
+    *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
+    "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
 )  # fmt: skip
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")

@@ -1,5 +1,6 @@
 """What is checked before long work, each failure in one sentence: the output folder, the disk, the rows."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -17,6 +18,16 @@ from .arguments import OptionError
 # AdamW keeps two numbers for each weight, and the weight itself is the third.
 NUMBERS_PER_WEIGHT = 3
 CHECKPOINTS = 2  # a new one is whole before an old one goes
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Whether all processes that were launched have found each other. Raises OptionError."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise OptionError(
+            f"{launched} processes were launched, and this one knows of {accelerator.num_processes}: "
+            "launch them with torchrun, or with accelerate launch as in recipes/accelerate/."
+        )
 
 
 def check_folder(folder: Path, accelerator: Accelerator) -> None:
@@ -51,13 +62,16 @@ def check_folder(folder: Path, accelerator: Accelerator) -> None:
 
 
 def check_space(folder: Path, model: nn.Module) -> None:
-    """Whether two checkpoints and the best model fit on the disk of a folder that is there. Raises OptionError."""
+    """Whether two checkpoints and the best model fit on the disk; what the folder holds will make room. Raises OptionError."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed, free = (CHECKPOINTS * NUMBERS_PER_WEIGHT + 1) * weights, shutil.disk_usage(folder).free
+    needed = (CHECKPOINTS * NUMBERS_PER_WEIGHT + 1) * weights
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(there).free + held
     if free < needed:
         raise OptionError(
-            f"--output_dir {folder} has {free / 1e6:,.0f} MB free, and two checkpoints with the best model need "
-            f"{needed / 1e6:,.0f} MB: free some, or choose another folder."
+            f"--output_dir {folder} has room for {free / 1e6:,.1f} MB, and two checkpoints with the best model need "
+            f"{needed / 1e6:,.1f} MB: free some, or choose another folder."
         )
 
 

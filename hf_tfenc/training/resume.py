@@ -29,6 +29,12 @@ FREE_OPTIONS = {
     "save_total_limit", "logging_steps", "load_best_model_at_end", "max_skipped_steps", "dataloader_num_workers",
     "per_device_eval_batch_size", "push_to_hub", "hub_model_id",
 }  # fmt: skip
+# Options whose outcome is compared itself, as rows and tokenizer: data may move.
+COMPARED_OPTIONS = {
+    "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "dataset_revision",
+    "tokenizer_name", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by",
+    "skip_bad_rows", "max_train_samples", "max_eval_samples",
+}  # fmt: skip
 # Options that change results in their last bits alone.
 BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
@@ -152,7 +158,7 @@ def check_options(start: Start, args: Arguments, processes: int) -> None:
     changes = [
         f"--{name} {old} then and {new} now"
         for name, (old, new) in options.items()
-        if name not in FREE_OPTIONS | BITS_OPTIONS
+        if name not in FREE_OPTIONS | COMPARED_OPTIONS | BITS_OPTIONS
     ]
     _refuse_or_warn(changes, start.checkpoint, args)
 

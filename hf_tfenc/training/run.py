@@ -37,7 +37,7 @@ from .dry_run import dry_run
 from .evaluation import Evaluation
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
-from .preflight import check_folder, check_rows, check_space
+from .preflight import check_folder, check_processes, check_rows, check_space
 from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
@@ -88,8 +88,15 @@ def run(args: Arguments) -> dict[str, Any]:
         Interrupted: after a signal, with everything saved.
     """
     signals = StopSignals()
-    # None leaves it to `accelerate launch`.
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None)
+    accelerator = Accelerator(
+        mixed_precision="bf16"
+        if args.bf16
+        else "fp16"
+        if args.fp16
+        else None,  # None leaves it to `accelerate launch`
+        cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
+    )
+    check_processes(accelerator)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
@@ -315,10 +322,10 @@ def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start:
     Raises:
         OptionError: the disk is too full.
     """
+    check_space(folder, model)
     if args.overwrite_output_dir and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    check_space(folder, model)
     tidy(folder)
     if aside := set_aside_newer(folder, step if start.checkpoint else -1):
         logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))

@@ -298,8 +298,9 @@ def test_what_matters_and_has_changed_is_an_error_that_names_it(interrupted, tmp
     Path(train_file).write_text("\n".join(texts[5:]))
     codes, output = interrupted()
     assert codes == [2] and "other rows in the train split" in output, output
-    Path(train_file).write_text("\n".join(texts))
-    assert interrupted()[0] == [0]
+    moved = tmp_path / "moved.txt"
+    moved.write_text("\n".join(texts))
+    assert interrupted(train_file=[str(moved)])[0] == [0]
 
 
 def test_changes_can_be_allowed(interrupted, tmp_path):
