@@ -125,6 +125,21 @@ def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monke
     assert "held-out loss" in capsys.readouterr().out
 
 
+def test_the_test_split_is_measured_like_the_validation_split_and_once(tiny, tmp_path, train_file, texts, monkeypatch):
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("\n".join(f"held out, {text}" for text in texts[:30]))
+    both = {"validation_file": [str(held_out)], "test_file": [str(held_out)]}
+    args = tiny(train_file=[train_file], sample_by="line", max_steps=2, **both)
+    metrics = run(args)
+    measured = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    names = [name.removeprefix("test_") for name in measured]
+    assert measured == {f"test_{name}": metrics[f"eval_{name}"] for name in names} and "loss" in names
+    assert metrics_in(args.output_dir) == metrics and len(names) == 4
+    monkeypatch.setattr("hf_tfenc.training.run.test_metrics", None)  # not called again
+    again = run(args)
+    assert {name: again[name] for name in measured} == measured
+
+
 @pytest.mark.parametrize("learning_rate", [0.01, None])
 def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_rate):
     args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
