@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
 
+CONFIG_FILE = "train_config.yaml"  # in an output folder, the options of its run
 # Options that other tasks would ignore.
 TASK_OPTIONS = {
     "text_pair_column": ("sequence-classification", "embedding"),
@@ -45,7 +47,11 @@ EVALUATION_OPTIONS = (
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
 
-class OptionError(ValueError):
+class RunError(ValueError):
+    """What ends a run in all of its processes alike, so that one of them says it; its message is for the user."""
+
+
+class OptionError(RunError):
     """A mistake in the options or in what they point at; its message is one sentence for the user."""
 
 
@@ -208,6 +214,13 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name in ONE_CALL:
             del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def launch_command(args: Arguments, overwrite: bool = False) -> str:
+    """What goes on with a run, or runs it again from the start."""
+    config = os.path.join(args.output_dir or "", CONFIG_FILE)
+    command = ["accelerate", "launch", "train.py", "--config", config]
+    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
 
 
 def _listed(names: Sequence[str]) -> str:

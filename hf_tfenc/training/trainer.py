@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 from ..data.batching import TrainingBins
 from ..data.collators import EncodedRows
 from ..tasks import Batch, Task
-from .arguments import Arguments
-from .checkpointing import OutputFolder, restore_state
+from .arguments import Arguments, RunError, launch_command
+from .checkpointing import OutputFolder
 from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
+from .state import load_optimizer, load_rng, rng_file
 
 
 class StepResult(NamedTuple):
@@ -200,7 +201,7 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, with everything saved.
-            ValueError: nothing more can be learned.
+            RunError: nothing more can be learned.
             OSError: a checkpoint that the run was to end with could not be saved.
         """
         self.monitor, self.output = monitor, output
@@ -211,7 +212,7 @@ class Trainer:
             progress.logged_items,
             progress.logged_tokens if self.accelerator.is_main_process else 0,
         )
-        if progress.evaluation_due:
+        if progress.evaluation_due or (progress.best_loss is None and progress.global_step >= self.total_steps):
             self.evaluate_and_keep()
         while progress.global_step < self.total_steps:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
@@ -225,6 +226,8 @@ class Trainer:
                 if last or ended:
                     self.end_epoch(ended)
                 progress.evaluation_due = last or self.is_due(args.eval_steps, ended)
+                if progress.skipped_in_a_row >= args.max_skipped_steps:
+                    self.give_up()
                 if stop:
                     self.stop()
                 evaluated = progress.evaluation_due
@@ -311,7 +314,7 @@ class Trainer:
     # --- What stops a run, and what survives ---
 
     def skipped(self, result: StepResult, first_bin: int) -> None:
-        """Count a step whose loss or gradient was not finite, and stop where there are too many in a row."""
+        """Count a step whose loss or gradient was not finite, and name its rows."""
         progress = self.progress
         progress.skipped_in_a_row += 1
         loss, norm = float(result.loss), float(result.grad_norm)
@@ -319,24 +322,29 @@ class Trainer:
             rows = self.train_bins.rows(progress.epoch, first_bin)
             record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
             self.monitor.skipped(record, norm, progress.skipped_in_a_row)
-        if progress.skipped_in_a_row < self.args.max_skipped_steps:
-            return
+
+    def give_up(self) -> NoReturn:
+        """End a run that had too many such steps in a row, with its last good state saved. Raises RunError."""
+        progress = self.progress
+        skipped, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a run that goes on has all of them again
         saved = "The last whole checkpoint, if there is one, holds the last good state"
         metrics = self.evaluate()
         if metrics is not None and math.isfinite(metrics["eval_loss"]):  # the weights are sound, so it was the rows
             self.save(required=True)
             saved = "A checkpoint holds the last good state"
-        raise ValueError(
-            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.global_step}, had a loss or a gradient "
-            f"that is not finite (loss {loss}, gradient norm {norm}) and were skipped: lower --learning_rate, lengthen "
-            f"--warmup_steps, or look at the rows that log.jsonl names. {saved}."
+        raise RunError(
+            f"{skipped} steps in a row, up to step {progress.global_step}, had a loss or a gradient that is not finite and "
+            "were skipped: lower --learning_rate or lengthen --warmup_steps (with --resume_with_changes), or look at the "
+            f"rows that log.jsonl names. {saved}."
         )
 
     def stop(self) -> NoReturn:
         """Save everything and end the run. Raises Interrupted."""
         self.save(required=True)
         name = self.signals.name or "a signal to another process"
-        raise Interrupted(f"Stopped by {name} after step {self.progress.global_step:,}.")
+        raise Interrupted(
+            f"Stopped by {name} after step {self.progress.global_step:,}. To go on from there: {launch_command(self.args)}"
+        )
 
     def save(self, required: bool = False) -> None:
         """Write a checkpoint."""
@@ -361,7 +369,11 @@ class Trainer:
             self.schedule.step()
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_state(self.accelerator, checkpoint, self.model, self.optimizer)
+        if state["run"]["options"]["optim"] == self.args.optim:
+            load_optimizer(checkpoint, self.accelerator.unwrap_model(self.model), self.optimizer)
+        own = checkpoint / rng_file(self.accelerator.process_index)
+        if own.exists():
+            load_rng(own)
 
     # --- Evaluation ---
 
@@ -374,15 +386,17 @@ class Trainer:
         loss = metrics["eval_loss"]
         self.monitor.evaluation({"step": progress.global_step, "epoch": self.epoch_now} | metrics)
         if not math.isfinite(loss):
-            raise ValueError(
+            raise RunError(
                 f"The held-out loss is {loss} at step {progress.global_step}, so training has diverged: lower "
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
-        progress.evaluation_due = False
         last = progress.global_step == self.total_steps
         best = progress.best_loss is None or loss < progress.best_loss
-        if (best or (last and not self.args.load_best_model_at_end)) and self.output.keep(self.model):
+        wanted = best or (last and not self.args.load_best_model_at_end)
+        kept = wanted and self.output.keep(self.model)
+        if kept:
             progress.best_loss, progress.best_step = loss, progress.global_step
+        progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
