@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -72,6 +73,10 @@ class Task(ABC):
         Raises:
             ValueError: a row that the task cannot learn or be measured on, by split, number and value.
         """
+
+    def encode_texts(self, texts: list[str]) -> pa.Table:
+        """The rows that `encode` makes of some texts of a stream; a task on plain text has it."""
+        raise NotImplementedError
 
     def adopt(self, config: PreTrainedConfig) -> None:  # noqa: B027
         """Take from a trained model what `encode` would learn from the training split: to evaluate without one."""
