@@ -52,8 +52,11 @@ class Loaded:
         """One of the columns, read as it is needed, in the order of the dataset."""
 
         def read() -> Iterator[list[Any]]:
-            for batch in self.rows.select_columns([column]).with_format("arrow").iter(STREAM_ROWS):
-                yield batch.column(column).to_pylist()
+            try:
+                for batch in self.rows.select_columns([column]).with_format("arrow").iter(STREAM_ROWS):
+                    yield batch.column(column).to_pylist()
+            except Exception as error:  # of many classes, from many readers
+                raise OSError(f"{self.where} can be read no further ({root_cause(error)}).") from error
 
         return TextStream([Part(self.where, read)], self.version)
 

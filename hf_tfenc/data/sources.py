@@ -21,7 +21,7 @@ __all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_s
 logger = logging.getLogger(__name__)
 
 # Of a stream: a tokenizer and the models that count are trained on these, and validation texts are taken from them.
-HEAD_TEXTS, HEAD_CHARACTERS = 20_000, 50_000_000
+HEAD_TEXTS, HEAD_CHARACTERS = 20_000, 20_000_000
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load_splits(
 def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, DatasetDict]:
     """The training texts as a stream, and as splits what is known of it before: its first texts, and what is held out.
 
-    The split train holds the first `HEAD_TEXTS` texts, fewer where they are long; validation, without rows of its own,
+    The split train holds its first 20,000 texts, fewer where they are longer than 1,000 characters; validation, without rows of its own,
     about `validation_share` of these, chosen as `load_splits` does. A text that is held out is left out of the stream
     wherever it stands.
     Raises ValueError or OSError with one sentence, as `load_splits` does; a row of the stream is told when it is read.

@@ -25,7 +25,7 @@ from .collators import EncodedRows
 from .splits import text_hashes
 from .values import shown
 
-CHARACTERS_PER_TEXT = 5000  # a block of longer texts holds fewer of them, so that memory has a bound
+CHARACTERS_PER_TEXT = 2000  # a block of longer texts holds fewer of them, so that memory has a bound
 CHUNK_TEXTS, CHUNK_CHARACTERS = 1000, 1_000_000  # tokenized at once, for a tokenizer takes a hundred bytes a token
 # The number of a row is that of its block times this, and its own: 3,000,000,012 is row 12 of block 3, both from 0.
 ROWS_PER_BLOCK = 10**9
@@ -263,9 +263,14 @@ class StreamedBins:
             own = ahead[self.process_index]
             yield [] if own is None else own.load(self.epoch)
             rounds += 1
-            ahead.rotate(-self.num_processes)
-            for place in range(1, self.num_processes + 1):
-                ahead[place] = next(bins, None)
+            for _ in range(self.num_processes):
+                ahead.popleft()
+                ahead.append(next(bins, None))
+        if not rounds:
+            raise ValueError(
+                f"The stream ends before batch {self.consumed + 1} of its epoch {self.epoch + 1}, up to which this run had "
+                "come: bring back the text that it had."
+            )
         for _ in range(-rounds % self.accumulation_steps):
             yield []
 

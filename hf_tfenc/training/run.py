@@ -8,8 +8,8 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +210,22 @@ def make_tokenizer(
         return load_tokenizer(named)
     trained: list[Any] = [None]
     if accelerator.is_main_process:
-        texts = (text for batch in train_texts.iter(batch_size=1000) for text in TASKS[args.task].texts(batch))
+        texts = Texts(train_texts, TASKS[args.task])
         trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
+
+
+@dataclass
+class Texts:
+    """The texts of a split, read anew each time that they are asked for, so that they need not fit into memory."""
+
+    rows: Dataset
+    task: type[Task]
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.rows.iter(batch_size=1000):
+            yield from self.task.texts(batch)
 
 
 def make_model(

@@ -173,8 +173,7 @@ def test_a_bookmark_saves_the_tokenizing():
     assert encoded == [str(number) for number in range(mark.rows, 1000)] and 450 <= mark.rows <= 550
 
 
-@pytest.mark.parametrize("texts", [1, 120, 333])
-@pytest.mark.parametrize("consumed", [0, 3])
+@pytest.mark.parametrize(("texts", "consumed"), [(1, 0), (120, 0), (120, 3), (333, 0), (333, 13)])
 def test_a_step_sees_the_same_rows_however_it_is_split(texts, consumed, monkeypatch):
     monkeypatch.setattr(streaming, "CHUNK_TEXTS", 6)  # several in a block, for several processes
 
@@ -245,6 +244,13 @@ def test_the_end_is_known_with_the_last_step_and_not_before():
         bins.begin(0)
         ended = [bins.share(given) for given, _ in enumerate(bins, 1) if given % 2 == 0]
         assert ended == [0] * (len(ended) - 1) + [1]
+
+
+def test_a_stream_that_has_become_shorter_is_told():
+    bins = sampler(numbered(100), bookmark=[4, 60, 90])
+    bins.begin(2, 80)
+    with pytest.raises(ValueError, match="ends before batch 81 of its epoch 3, up to which this run had come"):
+        next(iter(bins))
 
 
 def test_rows_of_a_step_can_be_named():

@@ -213,6 +213,21 @@ def test_files_of_every_kind_train(tiny_argv, texts, tmp_path, kind):
     assert saved["train_file"] == [str(source)]
 
 
+@pytest.mark.parametrize("options", [{"task": "causal-lm"}, {"mlm_masking": "whole-word"}])
+def test_a_stream_trains(tiny, train_file, tmp_path, capsys, options):
+    stream = {"train_file": [train_file], "sample_by": "line", "streaming": True, "shuffle_buffer_size": 60}
+    metrics = run(tiny(**stream, max_steps=80, **options))
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval_loss" in record] == list(range(8, 81, 8))
+    ends = [record["epoch"] for record in records if "train_loss" in record]
+    assert ends[0] == 1 and ends == sorted(ends) and records[0]["epoch"] == 0
+    assert metrics["train_tokens"] == max(record.get("tokens", 0) for record in records) > 1000
+    assert metrics["eval_loss"] < metrics["baseline_loss"] + 1
+    said = capsys.readouterr().out
+    assert "train: a stream that begins with 1" in said and "80 steps, on a stream" in said
+    assert "are held out for validation" in said
+
+
 def test_rows_up_to_an_odd_limit_of_positions_train(tiny_argv, train_file, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     sizes = json.dumps(sizes | {"max_position_embeddings": 20})
