@@ -21,6 +21,8 @@ from ..tokenization import tokenizer_digest
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
+BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
+
 Batch = dict[str, Tensor]
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
 
@@ -153,6 +155,7 @@ class Task(ABC):
                 split: rows.map(
                     encode,
                     batched=True,
+                    batch_size=batch_rows(rows),
                     with_indices=True,
                     fn_kwargs={"split": split},
                     remove_columns=rows.column_names,
@@ -208,6 +211,11 @@ def join(measurements: list[Measurement]) -> Measurement:
         values = [measurement[name] for measurement in measurements]
         joined[name] = np.concatenate(values) if isinstance(value, np.ndarray) else sum(values)
     return joined
+
+
+def batch_rows(rows: Dataset) -> int:
+    """How many rows are tokenized at once: 1,000, or fewer where they are long."""
+    return max(1, min(1000, BATCH_BYTES * len(rows.data) // max(rows.data.nbytes, 1)))
 
 
 def numpy_column(rows: Dataset, name: str) -> Any:
