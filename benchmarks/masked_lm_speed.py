@@ -62,7 +62,7 @@ def measure(
             for index, batch in enumerate(batches):
                 inputs = {key: t for key, t in batch.items() if not (theirs and key == "prediction_positions")}
                 start = time.perf_counter()
-                training_step(accelerator, model, optimizer, [inputs], task.count_items, 1.0)
+                training_step(accelerator, model, optimizer, [inputs], task, 1.0)
                 if accelerator.device.type == "cuda":
                     torch.cuda.synchronize()
                 if index >= WARM_UP:

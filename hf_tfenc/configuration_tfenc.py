@@ -96,6 +96,7 @@ class TfEncConfig(PreTrainedConfig):
             a score is at first an inner product, greatest between tokens at near positions. None for no such start.
         residual_initializer_scale: factor on that deviation for the two projections of each layer that write into
             the residual stream; None for 1 / sqrt(2 * num_hidden_layers).
+        task_specific_params: what a task must remember of its training rows, by the task's name.
 
     Raises:
         ValueError: a keyword that is no option, or options that do not go together.
@@ -164,6 +165,8 @@ class TfEncConfig(PreTrainedConfig):
     query_key_initializer_range: float | int | None = None
     residual_initializer_scale: float | int | None = 1.0
 
+    task_specific_params: dict | None = None
+
     def __post_init__(self, **kwargs: Any) -> None:
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
@@ -171,7 +174,9 @@ class TfEncConfig(PreTrainedConfig):
         self._refuse_unknown(kwargs)
 
         if self.embedding_scale is None:
-            self.embedding_scale = math.sqrt(self.hidden_size) if self.position_embedding_type == "sinusoidal" else 1.0
+            self.embedding_scale = (
+                math.sqrt(max(self.hidden_size, 1)) if self.position_embedding_type == "sinusoidal" else 1.0
+            )
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
         if self.position_embedding_type == "rotary":
@@ -229,6 +234,10 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_position_embeddings < 1:
             raise ValueError(f"max_position_embeddings is {self.max_position_embeddings}; it must be at least 1.")
+        if self.type_vocab_size < 0:
+            raise ValueError(f"type_vocab_size is {self.type_vocab_size}; it must be at least 0.")
+        if self.layer_norm_eps < 0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; it must not be below 0.")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
@@ -265,6 +274,8 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(
                     f"rope_parameters {parameters} are not supported; for each layer type give only rope_theta."
                 )
+            if not parameters["rope_theta"] > 0:
+                raise ValueError(f"rope_theta is {parameters['rope_theta']}; it must be above 0.")
         for name in ("hidden_act", "classifier_activation", "pooler_activation"):
             activation = getattr(self, name)
             if activation is not None and activation not in ACT2FN:

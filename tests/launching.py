@@ -14,6 +14,7 @@ TIMEOUT = 120
 
 
 def start(work, arguments, environment, log):
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # which a user would not have set
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # as it is in a real run; else workers would start slowly
     with open(log, "ab", buffering=0) as file:
@@ -31,7 +32,7 @@ class Processes:
             port = free.getsockname()[1]
         self.log, self.processes = Path(log), []
         for rank in range(processes):
-            environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+            environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
             if processes > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
                 environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
@@ -74,8 +75,9 @@ class Processes:
         """Until something is said."""
         end = time.monotonic() + TIMEOUT
         while text not in self.output:
-            assert any(process.is_alive() for process in self.processes) and time.monotonic() < end, self.output
+            alive = any(process.is_alive() for process in self.processes)
             time.sleep(0.005)
+            assert (alive and time.monotonic() < end) or text in self.output, self.output
 
 
 def train(argv, before):

@@ -79,6 +79,7 @@ def test_written_options_are_read_back(config):
         "overwrite_output_dir",
         "resume_from_checkpoint",
         "resume_with_changes",
+        "dry_run",
     }
 
 
@@ -177,6 +178,7 @@ ABOVE_0 = [
         ({"task": "embedding", "streaming": True}, "--streaming is for --task causal-lm and mlm; the task is embedding."),
         (STREAM | {"max_steps": None}, "--streaming needs --max_steps, for nobody knows how long the stream is."),
         (STREAM | {"train_file": None}, "--streaming has nothing to read: give --train_file or --dataset_name, or leave it out."),
+        (STREAM | {"dry_run": True}, "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."),
         (STREAM | {"max_train_samples": 9}, "--max_train_samples is not for --streaming: --max_steps says how far it is read."),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: choose one."),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id user/name to know where to."),

@@ -1,17 +1,35 @@
 """Saving: a reader finds the whole old model or the whole new one, whatever happens on the way."""
 
+import hashlib
+import json
 import os
+import pickle
+import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoTokenizer
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
 from hf_tfenc.training import checkpointing
-from hf_tfenc.training.checkpointing import save_model, write_text
+from hf_tfenc.training.checkpointing import (
+    CheckpointError,
+    OutputFolder,
+    checkpoint_path,
+    checkpoints,
+    newest_whole,
+    read_state,
+    save_model,
+    set_aside_newer,
+    tidy,
+    verify,
+    write_text,
+)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -121,3 +139,130 @@ def test_write_text_is_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_text(path, "new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+# --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def output(tmp_path, tokenizer):
+    """An output folder that keeps two checkpoints."""
+    return OutputFolder(tmp_path / "run", Accelerator(cpu=True), tokenizer, 2, {"options": {"seed": 1}})
+
+
+@pytest.fixture
+def save(output, tokenizer):
+    """Saves a checkpoint of a small model, whose weights have the value of its step."""
+
+    def save(step, best_step=0):
+        model = model_of(float(step), tokenizer)
+        optimizer = torch.optim.AdamW(model.parameters())
+        output.save(step, model, optimizer, {"progress": {"global_step": step}}, best_step, required=True)
+        return checkpoint_path(output.path, step)
+
+    return save
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+def test_a_checkpoint_is_whole_and_loads(save):
+    checkpoint = save(7)
+    verify(checkpoint)
+    assert checkpoint.name == "checkpoint-000007" and value_in(checkpoint) == 7
+    assert read_state(checkpoint) == {"progress": {"global_step": 7}, "run": {"options": {"seed": 1}}}
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    files = {path.name: path for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    assert manifest.keys() == files.keys()
+    for name, path in files.items():
+        assert manifest[name]["size"] == path.stat().st_size
+        assert manifest[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {path.suffix for path in files.values()} == {".json", ".safetensors", ".py"}  # no pickle among them
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 10)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps({"weight": [1.0]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("model.safetensors", truncate, r"model\.safetensors in .* has \d+ bytes, not \d+"),
+        ("optimizer.safetensors", flip, r"optimizer\.safetensors in .* is not what was written: its sha256 differs"),
+        ("rng_rank0.safetensors", Path.unlink, r"000002 lacks rng_rank0\.safetensors"),
+        ("trainer_state.json", flip, r"trainer_state\.json in"),
+        ("model.safetensors", pickled, r"model\.safetensors in"),
+        ("optimizer.pt", pickled, r"holds optimizer\.pt, which its manifest\.json does not list"),
+        ("pytorch_model.bin", pickled, r"holds pytorch_model\.bin"),
+        ("manifest.json", Path.unlink, r"has no readable manifest\.json"),
+        ("manifest.json", truncate, r"has no readable manifest\.json"),
+    ],
+)
+def test_damage_is_named_and_the_next_whole_checkpoint_taken(save, caplog, name, damage, said):
+    older, newer = save(1), save(2)
+    damage(newer / name)
+    with pytest.raises(CheckpointError, match=said):
+        verify(newer)
+    assert newest_whole(newer.parent) == older
+    (record,) = caplog.records
+    assert re.search(said, record.getMessage()) and "this checkpoint is skipped" in record.getMessage()
+
+
+def test_hidden_files_of_others_do_no_harm(save):
+    (save(1) / ".DS_Store").write_bytes(b"x")
+    assert newest_whole(save(2).parent).name == "checkpoint-000002" and newest_whole(save(1).parent) is not None
+
+
+def test_rotation_keeps_the_newest_and_the_best(save, output):
+    for step in (1, 2, 3, 4, 5):
+        save(step, best_step=2)
+    assert names(output.path) == ["checkpoint-000002", "checkpoint-000004", "checkpoint-000005"]
+    save(6, best_step=6)
+    assert names(output.path) == ["checkpoint-000005", "checkpoint-000006"]
+    save(3, best_step=6)  # of a run that went back: what was just written stays
+    assert "checkpoint-000003" in names(output.path)
+
+
+def test_an_old_checkpoint_goes_only_when_the_new_one_is_whole(save, output, monkeypatch):
+    save(1), save(2)
+    monkeypatch.setattr(checkpointing, "seal", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(
+        OSError, match=r"checkpoint-000003 could not be saved \(no space left\); older checkpoints are"
+    ):
+        save(3)
+    assert names(output.path) == ["checkpoint-000001", "checkpoint-000002"]
+    assert not [path for path in output.path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_killed_process_left_is_tidied(save, output):
+    whole, replaced = save(1), output.path / ".checkpoint-000002.replaced"
+    shutil.copytree(whole, replaced)
+    (output.path / ".checkpoint-000003.saving").mkdir()
+    (output.path / ".checkpoint-000001.replaced").mkdir()
+    (output.path / ".saving-abc").mkdir()
+    half = output.path / ".checkpoint-000004.replaced"  # was being removed
+    shutil.copytree(whole, half)
+    (half / "config.json").unlink()
+    tidy(output.path)
+    assert sorted(path.name for path in output.path.iterdir()) == ["checkpoint-000001", "checkpoint-000002"]
+    verify(output.path / "checkpoint-000002")
+
+
+def test_newer_checkpoints_step_aside_and_none_is_lost(save, output):
+    for _ in range(2):
+        save(1), save(2)
+        set_aside_newer(output.path, 1)
+    assert names(output.path) == ["checkpoint-000001"]
+    aside = sorted(path.name for path in output.path.glob("*.set-aside*"))
+    assert aside == ["checkpoint-000002.set-aside", "checkpoint-000002.set-aside-2"]

@@ -1,0 +1,50 @@
+"""A signal is noted while there is something to save; and what was there before is restored."""
+
+import os
+import signal
+
+import pytest
+
+from hf_tfenc.training.signals import SIGNALS, Interrupted, StopSignals, ignore_in_worker
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted(number):
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with StopSignals() as signals, signals.deferred():
+        assert not signals.received
+        os.kill(os.getpid(), number)
+        assert signals.received and signals.name == signal.Signals(number).name
+        if number == signal.SIGINT:
+            assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
+        else:
+            os.kill(os.getpid(), number)  # more of the same change nothing
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_there_is_nothing_to_save_a_signal_ends_the_run_at_once(number):
+    with StopSignals() as signals:
+        with signals.deferred():
+            pass
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Interrupted):
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("launcher", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", None])
+def test_the_end_of_the_launcher_counts_as_a_signal(monkeypatch, launcher):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if launcher is not None:
+        monkeypatch.setenv(launcher, "x")
+    signals = StopSignals()
+    assert not signals.received
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # an orphan; one that nobody launched may be meant to be one
+    assert signals.received == (launcher is not None)
+
+
+def test_workers_leave_signals_to_their_parent(monkeypatch):
+    set_to = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: set_to.update({number: handler}))
+    ignore_in_worker(0)
+    assert set_to == dict.fromkeys(SIGNALS, signal.SIG_IGN)
