@@ -37,6 +37,7 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
         ValueError: a step's loss or gradient is not finite.
     """
     args, accelerator, total, epoch = trainer.args, trainer.accelerator, trainer.total_steps, trainer.steps_per_epoch
+    assert epoch is not None  # a stream has none, and no dry run
     tokens = {split: int(np.sum(encoded["length"][:], dtype=np.int64)) for split, encoded in rows.items()}
     evaluations = (
         math.ceil(total / (args.eval_steps or epoch or total)) + 1
