@@ -174,7 +174,9 @@ class TfEncConfig(PreTrainedConfig):
         self._refuse_unknown(kwargs)
 
         if self.embedding_scale is None:
-            self.embedding_scale = math.sqrt(self.hidden_size) if self.position_embedding_type == "sinusoidal" else 1.0
+            self.embedding_scale = (
+                math.sqrt(max(self.hidden_size, 1)) if self.position_embedding_type == "sinusoidal" else 1.0
+            )
         if self.layer_types is None:
             self.layer_types = ["full_attention"] * self.num_hidden_layers
         if self.position_embedding_type == "rotary":
@@ -232,6 +234,10 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_position_embeddings < 1:
             raise ValueError(f"max_position_embeddings is {self.max_position_embeddings}; it must be at least 1.")
+        if self.type_vocab_size < 0:
+            raise ValueError(f"type_vocab_size is {self.type_vocab_size}; it must be at least 0.")
+        if self.layer_norm_eps < 0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; it must not be below 0.")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
@@ -268,6 +274,8 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(
                     f"rope_parameters {parameters} are not supported; for each layer type give only rope_theta."
                 )
+            if not parameters["rope_theta"] > 0:
+                raise ValueError(f"rope_theta is {parameters['rope_theta']}; it must be above 0.")
         for name in ("hidden_act", "classifier_activation", "pooler_activation"):
             activation = getattr(self, name)
             if activation is not None and activation not in ACT2FN:

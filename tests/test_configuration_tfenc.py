@@ -82,6 +82,13 @@ ONE_LOCAL_LAYER = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}
         ({"xyz": 1}, "'xyz' is not an option of TfEncConfig. TfEncConfig's docstring lists the options."),
         ({"vocab_size": 0}, "vocab_size is 0; it must be at least 1."),
         ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1."),
+        ({"hidden_size": -8}, "hidden_size is -8; it must be at least 1."),
+        ({"type_vocab_size": -1}, "type_vocab_size is -1; it must be at least 0."),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; it must not be below 0."),
+        (
+            {"position_embedding_type": "rotary", "rope_parameters": {"rope_theta": -1.0, "rope_type": "default"}},
+            "rope_theta is -1.0; it must be above 0.",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be at least 1."),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1."),
         ({"intermediate_size": 0}, "intermediate_size is 0; it must be at least 1."),

@@ -21,7 +21,7 @@ def plot_loss(log_file: Path, baseline_loss: float | None, picture: Path) -> Non
         logger.warning(f"{picture.name} is not drawn: matplotlib comes with pip install 'hf_tfenc[train]'.")
         return
     records = [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines()]
-    training = [r for r in records if "loss" in r]
+    training = [r for r in records if "learning_rate" in r]
     held_out = [r for r in records if "eval_loss" in r]
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")

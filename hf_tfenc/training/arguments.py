@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
 
+CONFIG_FILE = "train_config.yaml"  # in an output folder, the options of its run
 # Options that other tasks would ignore.
 TASK_OPTIONS = {
     "text_pair_column": ("sequence-classification", "embedding"),
@@ -31,23 +33,27 @@ TASK_OPTIONS = {
     "label_column": ("sequence-classification", "token-classification", "embedding"),
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
+    "streaming": ("causal-lm", "mlm"),
 }
-# Options of `hf-tfenc eval`, and those of them that are what the model was trained with, if not said otherwise.
-EVALUATION_OPTIONS = (
-    "task", "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "text_column", "text_pair_column",
-    "negative_column", "label_column", "skip_bad_rows", "sample_by", "max_eval_samples", "max_seq_length",
-    "problem_type", "eval_mlm_probability", "temperature", "per_device_eval_batch_size", "attn_implementation", "bf16",
-    "cpu_threads", "output_dir",
-)  # fmt: skip
+STREAM_EVALUATIONS = 10  # of a run, where its epochs have no end that could be foreseen
+# Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
 AS_TRAINED = (
     "task", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by", "max_seq_length",
-    "problem_type", "eval_mlm_probability", "temperature",
+    "problem_type", "eval_mlm_probability", "temperature", "bf16", "fp16",
+)  # fmt: skip
+EVALUATION_OPTIONS = (
+    *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
+    "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
 )  # fmt: skip
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
 
-class OptionError(ValueError):
+class RunError(ValueError):
+    """What ends a run in all of its processes alike, so that one of them says it; its message is for the user."""
+
+
+class OptionError(RunError):
     """A mistake in the options or in what they point at; its message is one sentence for the user."""
 
 
@@ -92,6 +98,12 @@ class DataArguments:
     label_column: str | None = option(None, "the column with the labels (tags, scores)")
     skip_bad_rows: bool = option(False, "count rows that cannot be used, and go on without them")
     sample_by: Literal["document", "paragraph", "line"] = option("document", "what is one row of a text file")
+    streaming: bool = option(
+        False, "read text as it is needed and keep nothing on the disk: for mlm and causal-lm, with max_steps"
+    )
+    shuffle_buffer_size: int = option(
+        10_000, "texts of a stream that are shuffled together; fewer where they are long"
+    )
     max_train_samples: int | None = option(None, "use this many rows of text and no more")
     max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
     max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
@@ -131,7 +143,9 @@ class OptimizationArguments:
 class RunArguments:
     output_dir: str | None = option(None, "where everything goes; outputs/<task> if not given")
     overwrite_output_dir: bool = option(False, "remove what an earlier run left there")
-    eval_steps: int | None = option(None, "steps between evaluations; without it, once an epoch")
+    eval_steps: int | None = option(
+        None, "steps between evaluations; without it, once an epoch, or with streaming each tenth of max_steps"
+    )
     logging_steps: int = option(20, "steps between lines of log.jsonl")
     save_steps: int | None = option(None, "steps between checkpoints; without it, one after each evaluation")
     save_total_limit: int = option(2, "checkpoints that stay, besides the one of the best model")
@@ -161,13 +175,15 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
+        if self.streaming and self.max_steps is not None and self.eval_steps is None:
+            self.eval_steps = max(1, self.max_steps // STREAM_EVALUATIONS)
 
     def _refuse(self) -> None:
         positive = (
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
-            "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
+            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -189,8 +205,10 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():
-            if getattr(self, name) not in (None, "token") and self.task not in tasks:
+            if getattr(self, name) not in (None, False, "token") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
+        if self.streaming:
+            self._refuse_for_stream()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.train_tokenizer and self.tokenizer_name:
@@ -200,6 +218,18 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
         self.parsed_config_overrides()
+
+    def _refuse_for_stream(self) -> None:
+        if self.train_file is None and self.dataset_name is None:
+            raise OptionError("--streaming has nothing to read: give --train_file or --dataset_name, or leave it out.")
+        if self.max_steps is None:
+            raise OptionError("--streaming needs --max_steps, for nobody knows how long the stream is.")
+        if self.dry_run:
+            raise OptionError(
+                "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."
+            )
+        if self.max_train_samples is not None:
+            raise OptionError("--max_train_samples is not for --streaming: --max_steps says how far it is read.")
 
     def parsed_config_overrides(self) -> dict[str, Any]:
         """`config_overrides` as a mapping. Raises OptionError where it is none."""
@@ -222,6 +252,13 @@ def parsed_overrides(text: str | None) -> dict[str, Any]:
     if not isinstance(overrides, dict):
         raise OptionError(f"--config_overrides {text!r} is no mapping; write it as '{{\"hidden_size\": 192}}'.")
     return overrides
+
+
+def launch_command(args: Arguments, overwrite: bool = False) -> str:
+    """What goes on with a run, or runs it again from the start."""
+    config = os.path.join(args.output_dir or "", CONFIG_FILE)
+    command = ["accelerate", "launch", "train.py", "--config", config]
+    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -50,7 +50,8 @@ class Evaluation:
             if signals is not None and self._any_process(signals.received):
                 return None
             on_device = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-            measured = self.task.measure(model, on_device)
+            with self.accelerator.autocast():  # which a model that was not prepared would lack
+                measured = self.task.measure(model, on_device)
             if rows:  # else it stands in for none, so that all processes have the same number of batches
                 parts.append({"row": np.array([row for _, row in rows]), **measured})
         return join([part for part in gather_object([join(parts)]) if part])

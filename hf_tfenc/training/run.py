@@ -8,8 +8,8 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from ..configuration_tfenc import TfEncConfig
-from ..data.sources import Source, load_splits
+from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
+from ..data.streaming import EncodedStream
 from ..presets import preset_config
 from ..pretrained import build, read_pretrained, with_options
 from ..publish.card import write_card
@@ -34,14 +35,15 @@ from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from ..vocabulary import transfer
-from .arguments import Arguments, OptionError, parse_arguments
-from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
+from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
+from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, tidy, together, write_text
 from .dry_run import dry_run
 from .evaluation import Evaluation
+from .lock import FolderLock
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
-from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
+from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
 
@@ -53,8 +55,8 @@ LOG_FILE = "log.jsonl"
 def main(argv: list[str] | None = None) -> None:
     """The program.
 
-    It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and the
-    same command goes on, and with 130 for Ctrl-C before there was anything to save.
+    It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and it
+    can go on, and with 130 for Ctrl-C before there was anything to save. A launcher may end with a code of its own.
     """
     ending_well(lambda: run(parse_arguments(argv)))
 
@@ -66,12 +68,12 @@ def ending_well(work: Callable[[], Any]) -> None:
         work()
     except Interrupted as stopped:
         if speaks:
-            print(f"{stopped} The same command goes on from there.", file=sys.stderr)
+            print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
     except (ValueError, OSError, StrictDataclassError) as error:
         if "HF_TFENC_TRACEBACK" in os.environ:
             raise
-        if speaks or not isinstance(error, OptionError):
+        if speaks or not isinstance(error, (RunError, SaveError)):
             print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -87,16 +89,17 @@ def run(args: Arguments) -> dict[str, Any]:
         the metrics, which also stand in the output folder's metrics.json; none of a dry run
 
     Raises:
-        OptionError, ValueError, OSError: one sentence, before training starts where that can be.
+        RunError, ValueError, OSError: one sentence, before training starts where that can be.
         Interrupted: after a signal, with everything saved.
     """
-    signals = StopSignals()
+    with FolderLock(Path(args.output_dir or "")) as lock, StopSignals() as signals:
+        return _run(args, lock, signals)
+
+
+def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, Any]:
     accelerator = Accelerator(
-        mixed_precision="bf16"
-        if args.bf16
-        else "fp16"
-        if args.fp16
-        else None,  # None leaves it to `accelerate launch`
+        # None leaves it to `accelerate launch`.
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
     )
     check_processes(accelerator)
@@ -104,21 +107,27 @@ def run(args: Arguments) -> dict[str, Any]:
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
     # A dry run tells of the whole run, whatever there is of it already.
-    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: find_start(args, folder))
+    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
+        if args.streaming:
+            text_stream, splits = load_stream(source_of(args), kind.columns(args))
+        else:
+            splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
     saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
         rows = task.encode(splits)
     for name, encoded in rows.items():
-        say(f"{name}: {len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens")
+        begins = "a stream that begins with " if args.streaming and name == "train" else ""
+        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens"
+        say(f"{name}: {begins}{count}")
+    stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
@@ -127,29 +136,34 @@ def run(args: Arguments) -> dict[str, Any]:
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
-    facts = run_facts(args, model.config, tokenizer, rows, accelerator)
+    facts = run_facts(args, model.config, tokenizer, rows, accelerator, stream)
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
         progress.consumed_bins = 0  # the rows of this epoch are others
-    if start.elsewhere is not None:
-        progress.best_loss = None
-        logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
-    trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
+    train_rows = rows["train"] if stream is None else stream
+    trainer = Trainer(args, task, model, train_rows, rows["validation"], accelerator, signals, progress)
     if args.dry_run:
         say("\n" + "\n".join(dry_run(trainer, splits, rows)))
         del trainer  # as at the end of a run
         accelerator.free_memory()
         accelerator.end_training()
         return {}
-    with signals:
+    with signals.deferred():
         if start.finished:
             say(f"{folder} holds this run, finished; it is measured once more.")
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+            if metrics.get("rows", facts["rows"]) != facts["rows"]:
+                raise OptionError(
+                    f"--output_dir {folder} holds a finished run on other rows: choose another folder, or remove that "
+                    "run with --overwrite_output_dir."
+                )
         else:
-            on_main(accelerator, lambda: prepare_folder(args, folder, model, start, progress.global_step))
+            if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
+                progress.best_loss = None  # the next evaluation begins anew
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
             baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
-            metrics = {"baseline_loss": baseline_loss} | train(trainer, output, baseline_loss, start)
+            metrics = {"baseline_loss": baseline_loss, "rows": facts["rows"]}
+            metrics |= train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
         metrics |= measured_or_stopped(trainer.evaluate(signals, best))
@@ -161,9 +175,12 @@ def run(args: Arguments) -> dict[str, Any]:
             texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
             # It differs a little from one Python version to the next.
             metrics["corpus"] = corpus_info(DatasetDict(texts))
-        metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
+        # Of a stream, those that were read.
+        tokens = int(sum(rows["train"]["length"][:])) if stream is None else trainer.progress.tokens
+        metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
+        metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
         if start.finished:
             say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
@@ -179,15 +196,20 @@ def run(args: Arguments) -> dict[str, Any]:
 def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: Start) -> dict[str, Any]:
     """Train to the end, from the beginning or from a checkpoint."""
     accelerator, step = trainer.accelerator, trainer.progress.global_step
+    epoch = "on a stream" if trainer.steps_per_epoch is None else f"{trainer.steps_per_epoch:,} an epoch"
     accelerator.print(
-        f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
-        f"a model that only counts has a loss of {baseline_loss:.3f}"
+        f"{trainer.total_steps:,} steps, {epoch}; a model that only counts has a loss of {baseline_loss:.3f}"
     )
     if start.checkpoint is not None:
         trainer.restore(start.checkpoint, start.state)
         accelerator.print(f"It goes on from {start.checkpoint}, after step {step:,}.")
     log_file, is_main, log_bytes = output.path / LOG_FILE, accelerator.is_main_process, start.state.get("log_bytes", 0)
-    monitor = Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)
+    opened: list[Monitor] = []
+    together(
+        accelerator,
+        lambda: opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)),
+    )
+    (monitor,) = opened
     try:
         return trainer.train(monitor, output)
     finally:
@@ -243,10 +265,22 @@ def make_tokenizer(
         return load_tokenizer(named)
     trained: list[Any] = [None]
     if accelerator.is_main_process:
-        texts = (text for batch in train_texts.iter(batch_size=1000) for text in TASKS[args.task].texts(batch))
+        texts = Texts(train_texts, TASKS[args.task])
         trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
+
+
+@dataclass
+class Texts:
+    """The texts of a split, read anew each time that they are asked for, so that they need not fit into memory."""
+
+    rows: Dataset
+    task: type[Task]
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.rows.iter(batch_size=1000):
+            yield from self.task.texts(batch)
 
 
 def make_model(
@@ -264,11 +298,18 @@ def make_model(
         model = pretrained_model(args, task, tokenizer, saved, overrides, **attention)
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
-        model = (
-            task.auto_class.from_config(config, **attention)
-            if saved is None
-            else task.auto_class.from_pretrained(saved, config=config, **attention)
-        )
+        if saved is None:
+            model = task.auto_class.from_config(config, **attention)
+        else:
+            model, loading = task.auto_class.from_pretrained(
+                saved, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention
+            )
+            other = [name for name, *_ in loading["mismatched_keys"]]
+            if misfits := [*other, *loading["missing_keys"], *loading["unexpected_keys"]]:
+                raise OptionError(
+                    f"{saved} does not fit the model that the options ask for ({misfits[0]} is another, or missing): "
+                    "its shape cannot change on the way, so leave --preset, --config_overrides and --task as they were."
+                )
     if len(tokenizer) > model.config.vocab_size:
         raise OptionError(
             f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
@@ -329,33 +370,53 @@ def check_shapes(weights: Any, other_shapes: list[str]) -> None:
 
 
 def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
-    """The model at the top of an output folder. Raises OSError where none could be saved there."""
+    """The model at the top of an output folder. Raises RunError where none could be saved there."""
     if not (folder / "model.safetensors").exists():
-        raise OSError(
-            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and give the same "
-            "command again, which goes on from the last checkpoint."
+        raise RunError(
+            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and go on with: "
+            f"{launch_command(args)}"
         )
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     return task.auto_class.from_pretrained(folder, **attention)
 
 
-def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start: Start, step: int) -> None:
+def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
+    """Where the run begins, found while no other run can change it."""
+    if (folder / CONFIG_FILE).exists():
+        lock.take()
+    return find_start(args, folder)
+
+
+def prepare_folder(
+    args: Arguments, folder: Path, lock: FolderLock, model: PreTrainedModel, start: Start, progress: Progress
+) -> bool:
     """Make the output folder ready for the first step, now that what could fail has not.
 
+    Returns:
+        whether the best model of the run so far, if there is one, is at the top
+
     Raises:
-        OptionError: the disk is too full.
+        OptionError: the disk is too full, or another run has the folder.
     """
-    check_space(folder, model)
+    # A run that goes on has one checkpoint at least.
+    check_space(folder, model, checkpoints=1 if start.checkpoint else 2, freed=args.overwrite_output_dir)
     if args.overwrite_output_dir and folder.exists():
+        lock.release()
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock.take()
     tidy(folder)
-    if aside := set_aside_newer(folder, step if start.checkpoint else -1):
+    if aside := set_aside_newer(folder, progress.global_step if start.checkpoint else -1):
         logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))
     (folder / METRICS_FILE).unlink(missing_ok=True)
     write_text(folder / CONFIG_FILE, args.to_yaml())
     if start.elsewhere is not None and (start.elsewhere / LOG_FILE).exists():
         shutil.copy(start.elsewhere / LOG_FILE, folder / LOG_FILE)
+    if start.elsewhere is not None:
+        logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
+        return False
+    # A killed or abandoned continuation may have put a later one there.
+    return put_back(folder, progress.best_step) or not aside
 
 
 def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -415,11 +476,6 @@ def test_lines(kind: type[Task], metrics: dict[str, Any]) -> list[str]:
     names = {name.replace("eval_", "test_", 1): what for name, what in kind.reported.items()}
     scores = [f"{what} {metrics[name]:.3f}" for name, what in names.items() if name in metrics]
     return ["test split: " + " · ".join(scores)] * bool(scores)
-
-
-def launch_command(args: Arguments, overwrite: bool = False) -> str:
-    command = ["accelerate", "launch", "train.py", "--config", os.path.join(args.output_dir or "", CONFIG_FILE)]
-    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
 
 
 # --- The machine and its noise ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ items divided by their number in the whole step, so the gradient does not depend
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,15 @@ from torch.utils.data import DataLoader
 
 from ..data.batching import TrainingBins
 from ..data.collators import EncodedRows
+from ..data.streaming import EncodedStream, StreamedBins, StreamedRows
 from ..tasks import Batch, Task
-from .arguments import Arguments
-from .checkpointing import OutputFolder, restore_state
+from .arguments import Arguments, RunError, launch_command
+from .checkpointing import OutputFolder
 from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
+from .state import load_optimizer, load_rng, rng_file
 
 
 class StepResult(NamedTuple):
@@ -83,6 +85,7 @@ class Progress:
     global_step: int = 0
     epoch: int = 0
     consumed_bins: int = 0  # of this epoch
+    bookmark: Sequence[int] | None = None  # of a stream: where to look for the next bin
     evaluation_due: bool = False  # after this step, and not yet made
     best_loss: float | None = None
     best_step: int = 0
@@ -126,7 +129,7 @@ class Trainer:
 
     Args:
         model: a head of the encoder, on any device.
-        train_rows, eval_rows: what `task.encode` returned.
+        train_rows, eval_rows: what `task.encode` returned, or a stream to train on.
         signals: what asks the run to stop.
         progress: where the run is, if it goes on from a checkpoint.
     """
@@ -136,7 +139,7 @@ class Trainer:
         args: Arguments,
         task: Task,
         model: nn.Module,
-        train_rows: Dataset,
+        train_rows: Dataset | EncodedStream,
         eval_rows: Dataset,
         accelerator: Accelerator,
         signals: StopSignals | None = None,
@@ -145,15 +148,16 @@ class Trainer:
         self.args, self.task, self.accelerator = args, task, accelerator
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
-        self.train_bins = TrainingBins(
-            train_rows.with_format("numpy")["length"][:],
-            args.per_device_train_batch_size,
-            args.seed,
-            args.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        self.train_loader = self.loader(train_rows)
+        processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+        order = (args.per_device_train_batch_size, args.seed, args.gradient_accumulation_steps)
+        self.train_bins: TrainingBins | StreamedBins
+        if isinstance(train_rows, EncodedStream):
+            bookmark = self.progress.bookmark
+            self.train_bins = StreamedBins(train_rows, *order, **processes, bookmark=bookmark, gather=gather_object)
+            self.train_loader = self.loader(StreamedRows())
+        else:
+            self.train_bins = TrainingBins(train_rows.with_format("numpy")["length"][:], *order, **processes)
+            self.train_loader = self.loader(EncodedRows(train_rows))
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
@@ -169,14 +173,18 @@ class Trainer:
 
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
+        assert isinstance(self.train_bins, TrainingBins)  # a stream has max_steps
         epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
-        return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
+        return max(
+            0,
+            (epochs - 1) * self.train_bins.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins),
+        )
 
-    def loader(self, rows: Dataset) -> DataLoader:
+    def loader(self, rows: torch.utils.data.Dataset) -> DataLoader:
         """Training batches. Accelerate shards no loader: the bins are this process's own already."""
         workers = self.args.dataloader_num_workers
         return DataLoader(
-            EncodedRows(rows),
+            rows,
             batch_sampler=self.train_bins,
             collate_fn=self.task.collator(training=True),
             num_workers=workers,
@@ -200,7 +208,7 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, with everything saved.
-            ValueError: nothing more can be learned.
+            RunError: nothing more can be learned.
             OSError: a checkpoint that the run was to end with could not be saved.
         """
         self.monitor, self.output = monitor, output
@@ -211,20 +219,22 @@ class Trainer:
             progress.logged_items,
             progress.logged_tokens if self.accelerator.is_main_process else 0,
         )
-        if progress.evaluation_due:
+        if progress.evaluation_due or (progress.best_loss is None and progress.global_step >= self.total_steps):
             self.evaluate_and_keep()
         while progress.global_step < self.total_steps:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
             self.model.train()
             for batches in in_groups(self.train_loader, args.gradient_accumulation_steps):
                 stop = self.step(batches)
-                ended = progress.consumed_bins >= self.train_bins.bins_per_epoch
+                ended = self.train_bins.share(progress.consumed_bins) == 1
                 last = progress.global_step == self.total_steps
                 if last or progress.global_step % args.logging_steps == 0 or ended:
                     self.log()
                 if last or ended:
                     self.end_epoch(ended)
                 progress.evaluation_due = last or self.is_due(args.eval_steps, ended)
+                if progress.skipped_in_a_row >= args.max_skipped_steps:
+                    self.give_up()
                 if stop:
                     self.stop()
                 evaluated = progress.evaluation_due
@@ -305,13 +315,12 @@ class Trainer:
 
     @property
     def epoch_now(self) -> float:
-        share = min(1.0, self.progress.consumed_bins / self.train_bins.bins_per_epoch)
-        return round(self.progress.epoch + share, 4)
+        return round(self.progress.epoch + self.train_bins.share(self.progress.consumed_bins), 4)
 
     # --- What stops a run, and what survives ---
 
     def skipped(self, result: StepResult, first_bin: int) -> None:
-        """Count a step whose loss or gradient was not finite, and stop where there are too many in a row."""
+        """Count a step whose loss or gradient was not finite, and name its rows."""
         progress = self.progress
         progress.skipped_in_a_row += 1
         loss, norm = float(result.loss), float(result.grad_norm)
@@ -319,30 +328,37 @@ class Trainer:
             rows = self.train_bins.rows(progress.epoch, first_bin)
             record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
             self.monitor.skipped(record, norm, progress.skipped_in_a_row)
-        if progress.skipped_in_a_row < self.args.max_skipped_steps:
-            return
+
+    def give_up(self) -> NoReturn:
+        """End a run that had too many such steps in a row, with its last good state saved. Raises RunError."""
+        progress = self.progress
+        skipped, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a run that goes on has all of them again
         saved = "The last whole checkpoint, if there is one, holds the last good state"
         metrics = self.evaluate()
         if metrics is not None and math.isfinite(metrics["eval_loss"]):  # the weights are sound, so it was the rows
             self.save(required=True)
             saved = "A checkpoint holds the last good state"
-        raise ValueError(
-            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.global_step}, had a loss or a gradient "
-            f"that is not finite (loss {loss}, gradient norm {norm}) and were skipped: lower --learning_rate, lengthen "
-            f"--warmup_steps, or look at the rows that log.jsonl names. {saved}."
+        raise RunError(
+            f"{skipped} steps in a row, up to step {progress.global_step}, had a loss or a gradient that is not finite and "
+            "were skipped: lower --learning_rate or lengthen --warmup_steps (with --resume_with_changes), or look at the "
+            f"rows that log.jsonl names. {saved}."
         )
 
     def stop(self) -> NoReturn:
         """Save everything and end the run. Raises Interrupted."""
         self.save(required=True)
         name = self.signals.name or "a signal to another process"
-        raise Interrupted(f"Stopped by {name} after step {self.progress.global_step:,}.")
+        raise Interrupted(
+            f"Stopped by {name} after step {self.progress.global_step:,}. To go on from there: {launch_command(self.args)}"
+        )
 
     def save(self, required: bool = False) -> None:
         """Write a checkpoint."""
         progress, scaler = self.progress, self.accelerator.scaler
         progress.logged_loss, progress.logged_items, progress.logged_tokens = self.totals.read()
         progress.seconds = time.monotonic() - self.started
+        if isinstance(self.train_bins, StreamedBins):
+            progress.bookmark = self.train_bins.bookmark(progress.consumed_bins)
         state = {
             "progress": asdict(progress),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -361,7 +377,11 @@ class Trainer:
             self.schedule.step()
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_state(self.accelerator, checkpoint, self.model, self.optimizer)
+        if state["run"]["options"]["optim"] == self.args.optim:
+            load_optimizer(checkpoint, self.accelerator.unwrap_model(self.model), self.optimizer)
+        own = checkpoint / rng_file(self.accelerator.process_index)
+        if own.exists():
+            load_rng(own)
 
     # --- Evaluation ---
 
@@ -374,15 +394,17 @@ class Trainer:
         loss = metrics["eval_loss"]
         self.monitor.evaluation({"step": progress.global_step, "epoch": self.epoch_now} | metrics)
         if not math.isfinite(loss):
-            raise ValueError(
+            raise RunError(
                 f"The held-out loss is {loss} at step {progress.global_step}, so training has diverged: lower "
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
-        progress.evaluation_due = False
         last = progress.global_step == self.total_steps
         best = progress.best_loss is None or loss < progress.best_loss
-        if (best or (last and not self.args.load_best_model_at_end)) and self.output.keep(self.model):
+        wanted = best or (last and not self.args.load_best_model_at_end)
+        kept = wanted and self.output.keep(self.model)
+        if kept:
             progress.best_loss, progress.best_step = loss, progress.global_step
+        progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ from hf_tfenc.data.sources import Column, Source, load_splits
 from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
-from hf_tfenc.training.run import main, run
+from hf_tfenc.training.run import Texts, main, run
+from hf_tfenc.training.trainer import training_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 PINNED = {
@@ -124,6 +126,21 @@ def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monke
     assert "held-out loss" in capsys.readouterr().out
 
 
+def test_the_test_split_is_measured_like_the_validation_split_and_once(tiny, tmp_path, train_file, texts, monkeypatch):
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("\n".join(f"held out, {text}" for text in texts[:30]))
+    both = {"validation_file": [str(held_out)], "test_file": [str(held_out)]}
+    args = tiny(train_file=[train_file], sample_by="line", max_steps=2, **both)
+    metrics = run(args)
+    measured = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    names = [name.removeprefix("test_") for name in measured]
+    assert measured == {f"test_{name}": metrics[f"eval_{name}"] for name in names} and "loss" in names
+    assert metrics_in(args.output_dir) == metrics and len(names) == 4
+    monkeypatch.setattr("hf_tfenc.training.run.test_metrics", None)  # not called again
+    again = run(args)
+    assert {name: again[name] for name in measured} == measured
+
+
 @pytest.mark.parametrize("learning_rate", [0.01, None])
 def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_rate):
     args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
@@ -212,6 +229,25 @@ def test_files_of_every_kind_train(tiny_argv, texts, tmp_path, kind):
     assert saved["train_file"] == [str(source)]
 
 
+def test_a_stream_trains(tiny, train_file, tmp_path, capsys):
+    stream = {"train_file": [train_file], "sample_by": "line", "streaming": True, "shuffle_buffer_size": 60}
+    metrics = run(tiny(**stream, task="causal-lm", max_steps=80))
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval_loss" in record] == list(range(8, 81, 8))
+    ends = [record["epoch"] for record in records if "train_loss" in record]
+    assert ends[0] == 1 and ends == sorted(ends) and records[0]["epoch"] == 0
+    assert metrics["train_tokens"] == max(record.get("tokens", 0) for record in records) > 1000
+    assert metrics["eval_loss"] < metrics["baseline_loss"] + 1
+    said = capsys.readouterr().out
+    assert "train: a stream that begins with 1" in said and "80 steps, on a stream" in said
+
+
+def test_texts_for_a_tokenizer_are_read_anew_each_time():
+    texts = Texts(Dataset.from_dict({"text": ["one", "two"] * 600}), MaskedLM)
+    assert list(texts) == list(texts) == ["one", "two"] * 600
+    assert not isinstance(texts, Iterator)  # which a tokenizer would have to keep
+
+
 def test_rows_up_to_an_odd_limit_of_positions_train(tiny_argv, train_file, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     sizes = json.dumps(sizes | {"max_position_embeddings": 20})
@@ -275,6 +311,56 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
 def test_a_diverged_run_ends_with_one_line(tiny_argv, train_file, capsys):
     options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20, "max_skipped_steps": 5}
     assert "5 steps in a row, up to step" in refusal(tiny_argv(train_file=train_file, **options), capsys)
+
+
+def test_a_run_with_a_skipped_step_finishes(tiny, train_file, monkeypatch):
+    step, factors = training_step, iter([1.0, math.inf, 1.0, 1.0])
+
+    def spoiled(accelerator, model, optimizer, batches, task, *args):
+        factor = next(factors)
+        hook = model.register_forward_hook(lambda *outputs: setattr(outputs[-1], "loss", outputs[-1].loss * factor))
+        result = step(accelerator, model, optimizer, batches, task, *args)
+        hook.remove()
+        return result
+
+    monkeypatch.setattr("hf_tfenc.training.trainer.training_step", spoiled)
+    args = tiny(train_file=[train_file], max_steps=4)
+    assert math.isfinite(run(args)["eval_loss"])
+    log = [json.loads(line) for line in (Path(args.output_dir) / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log if record.get("skipped")] == [2]
+
+
+def test_what_a_run_is_made_of_is_never_removed(tiny_argv, train_file, finished, capsys):
+    args, _ = finished
+    folder = Path(args.output_dir)
+    (folder / "kept").mkdir()
+    shutil.copytree(folder / "checkpoint-000003", folder / "kept" / "checkpoint-000003")
+    (folder / "text.txt").write_text(Path(train_file).read_text())
+    for name, path in [
+        ("resume_from_checkpoint", folder / "checkpoint-000006"),
+        ("resume_from_checkpoint", folder / "kept" / "checkpoint-000003"),
+        ("train_file", folder / "text.txt"),
+        ("model_name_or_path", folder),
+        ("tokenizer_name", folder),
+    ]:
+        said = refusal(tiny_argv(**{"train_file": train_file, "overwrite_output_dir": True, name: path}), capsys)
+        assert f"--overwrite_output_dir would remove --{name} {path}: leave one of the two out" in said
+    assert (folder / "metrics.json").exists() and (folder / "text.txt").exists()
+
+
+def test_a_finished_run_on_other_rows_is_refused(finished, train_file, texts, capsys):
+    args, _ = finished
+    Path(train_file).write_text("\n".join(texts[3:]))
+    said = refusal(["--config", str(Path(args.output_dir) / "train_config.yaml")], capsys)
+    assert "holds a finished run on other rows" in said
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tiny_argv, train_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".shared-1").touch()
+    (tmp_path / "out" / ".train_config.yaml.saving").touch()
+    main(tiny_argv(train_file=train_file, max_steps=1))
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
 def test_ctrl_c_before_training_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):
