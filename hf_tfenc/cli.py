@@ -4,6 +4,7 @@
     hf-tfenc eval outputs/mlm --test_file other.txt      # metrics and predictions on other data
     hf-tfenc export outputs/mlm graph --format onnx      # one graph, for ONNX runtimes or torch.export
     hf-tfenc convert google-bert/bert-base-uncased out   # a BERT or ModernBERT as ours, or ours as one of them
+    hf-tfenc push outputs/mlm --hub_model_id you/name    # to the Hub, as a private model
 
 Options are read by the commands themselves, so that they are the same, with the same messages, however they are given.
 """
@@ -92,6 +93,31 @@ def export(
         logging.disable_progress_bar()
         for sentence in export(model, out, kind):
             typer.echo(sentence)
+
+    ending_well(work)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="the output folder of a run, or another folder with a model")],
+    hub_model_id: Annotated[str, typer.Option("--hub_model_id", help="where to, as user/name")],
+    public: Annotated[bool, typer.Option("--public", help="make a public repository, not a private one")] = False,
+    include_checkpoints: Annotated[
+        bool, typer.Option("--include_checkpoints", help="upload checkpoints and training state too")
+    ] = False,
+) -> None:
+    """Upload a model to the Hub: weights, tokenizer, code, card, metrics and pictures, and no training state.
+
+    A second call sends what is missing. Log in first, by hf auth login.
+    For example: hf-tfenc push outputs/mlm --hub_model_id you/name
+    """
+    from .publish.hub import push_folder
+    from .training.arguments import check_repo_id
+    from .training.run import ending_well
+
+    def work() -> None:
+        check_repo_id(hub_model_id)
+        typer.echo(push_folder(folder, hub_model_id, not public, include_checkpoints))
 
     ending_well(work)
 

@@ -85,7 +85,7 @@ def dataset_origins(
     try:
         # An absolute path, since `datasets` takes a few plain names (json, text) for its own.
         path = str(folder.resolve()) if folder.is_dir() else name
-        with _quiet_hub():
+        with quiet_hub():
             builder = datasets.load_dataset_builder(path, config_name, revision=revision)
         if folder.is_dir() and _is_plain(builder):
             found: dict[str, Origin] = {
@@ -117,7 +117,7 @@ def dataset_origins(
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Without a line for each of the five times that the Hub is tried."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()

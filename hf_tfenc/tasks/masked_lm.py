@@ -188,7 +188,10 @@ class MaskedLM(LanguageModeling):
 
     @staticmethod
     def usage(where: str) -> str:
-        return f'fill = pipeline("fill-mask", "{where}")\nprint(fill("Return a new [MASK]."))'
+        return f'fill = pipeline("fill-mask", "{where}")\nprint(fill(f"Return a new {{fill.tokenizer.mask_token}}."))'
+
+    def widget(self) -> list[dict[str, Any]]:
+        return [{"text": f"Return a new {self.tokenizer.mask_token}."}]
 
     @staticmethod
     def next_steps(folder: str) -> list[str]:

@@ -147,6 +147,10 @@ class Task(ABC):
     def usage(where: str) -> str:
         """A line or two of Python that use the model in the folder or repository `where`."""
 
+    def widget(self) -> list[dict[str, Any]]:
+        """Inputs that the Hub offers to try, in the form of its widget for `pipeline_tag`."""
+        return [{"text": "Some text."}]
+
     @staticmethod
     def next_steps(folder: str) -> list[str]:
         """Commands to go on with."""

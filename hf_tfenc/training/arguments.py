@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from ..configuration_tfenc import PROBLEM_TYPES
@@ -45,6 +46,7 @@ EVALUATION_OPTIONS = (
     *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
     "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
 )  # fmt: skip
+LANGUAGE = "[a-z]{2,3}|code|multilingual"  # ISO 639, and what the Hub has besides
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
@@ -161,8 +163,14 @@ class RunArguments:
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
-    push_to_hub: bool = option(False, "upload the folder at the end")
+    push_to_hub: bool = option(False, "upload the folder without its training state, while it goes on and at the end")
     hub_model_id: str | None = option(None, "where to, as user/name")
+    hub_strategy: Literal["every_save", "all_checkpoints", "end"] = option(
+        "every_save", "when: at each new best model or checkpoint, the same with all checkpoints, or at the end alone"
+    )
+    hub_private_repo: bool = option(True, "as a private model, which a public repository is never made into")
+    license: str | None = option(None, "of the model, for its card: apache-2.0, mit, …")
+    language: list[str] | None = option(None, "of the text, for the card: en, de, …")
 
 
 @dataclass
@@ -217,6 +225,13 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             raise OptionError("--train_tokenizer is for --model_name_or_path: without it, one is trained anyway.")
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
+        if self.hub_model_id is not None:
+            check_repo_id(self.hub_model_id)
+        for name, pattern, example in (("license", r"[a-z0-9.-]+", "apache-2.0"), ("language", LANGUAGE, "en")):
+            values = getattr(self, name) or []
+            for value in [values] if isinstance(values, str) else values:
+                if not re.fullmatch(pattern, value):
+                    raise OptionError(f"--{name} is {value!r}; the Hub writes it in the manner of {example}.")
         self.parsed_config_overrides()
 
     def _refuse_for_stream(self) -> None:
@@ -241,6 +256,19 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name in ONE_CALL:
             del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises OptionError where a name is none that a repository can have, with a user or an organization before it."""
+    try:
+        validate_repo_id(repo_id)
+        fits = "/" in repo_id
+    except HFValidationError:
+        fits = False
+    if not fits:
+        raise OptionError(
+            f"--hub_model_id is {repo_id!r}; it is of the form user/name, of letters, digits, '-', '_' and '.'."
+        )
 
 
 def parsed_overrides(text: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -25,6 +25,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .state import OPTIMIZER_FILE, disk_errors, rng_file, save_optimizer, save_rng, whole_state_dict
+
+if TYPE_CHECKING:
+    from ..publish.hub import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +265,7 @@ class OutputFolder:
     Args:
         limit: checkpoints that stay, besides that of the best model.
         run: what every checkpoint notes of the run, as JSON.
+        uploads: what is told, in the main process, that the folder has changed.
     """
 
     def __init__(
@@ -271,8 +275,11 @@ class OutputFolder:
         tokenizer: PreTrainedTokenizerBase,
         limit: int,
         run: dict[str, Any],
+        uploads: "Uploads | None" = None,
     ):
         self.path, self.accelerator, self.tokenizer, self.limit, self.run = path, accelerator, tokenizer, limit, run
+        self.uploads = uploads if accelerator.is_main_process else None
+        self.changed = False  # since it was last published
 
     def keep(self, model: nn.Module) -> bool:
         """Put the model at the top of the folder. Whether that went well; if not, the one before stays there."""
@@ -283,6 +290,7 @@ class OutputFolder:
         except OSError as error:
             logger.warning("The best model could not be saved in %s (%s); training goes on.", self.path, error)
             return False
+        self.changed = True
         return True
 
     def save(
@@ -301,12 +309,21 @@ class OutputFolder:
         try:
             self._write(checkpoint, self.accelerator.unwrap_model(model), optimizer, state | {"run": self.run})
             together(self.accelerator, lambda: self._on_main(rotate, self.path, self.limit, {step, best_step}))
+            self.changed = True
         except OSError as error:
             if required:
                 raise OSError(
                     f"{checkpoint} could not be saved ({error}); older checkpoints are untouched."
                 ) from error
             logger.warning("%s could not be saved (%s); training goes on without it.", checkpoint, error)
+
+    def publish(self, step: int) -> None:
+        """Have the folder uploaded if it has changed, in the background."""
+        if self.uploads is not None:
+            if self.changed:
+                self.uploads.offer(f"Step {step}")
+            self.uploads.poll()
+        self.changed = False
 
     def _write(self, checkpoint: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
         main, beside, weights = self.accelerator.is_main_process, unfinished_path(checkpoint), whole_state_dict(model)

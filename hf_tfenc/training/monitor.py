@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+LOG_FILE = "log.jsonl"  # in an output folder
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
 # After this share of the steps, a loss this near the baseline has learned nothing.
 STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02

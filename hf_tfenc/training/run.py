@@ -10,6 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
 from ..presets import preset_config
 from ..pretrained import build, read_pretrained, with_options
-from ..publish.card import write_card
-from ..publish.hub import push_folder
+from ..publish.card import data_card, write_card
+from ..publish.hub import Uploads
 from ..publish.plots import plot_loss
 from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Task
@@ -40,7 +42,7 @@ from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, t
 from .dry_run import dry_run
 from .evaluation import Evaluation
 from .lock import FolderLock
-from .monitor import Monitor, clock
+from .monitor import LOG_FILE, Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
 from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
@@ -48,8 +50,6 @@ from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
-
-LOG_FILE = "log.jsonl"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,11 +92,11 @@ def run(args: Arguments) -> dict[str, Any]:
         RunError, ValueError, OSError: one sentence, before training starts where that can be.
         Interrupted: after a signal, with everything saved.
     """
-    with FolderLock(Path(args.output_dir or "")) as lock, StopSignals() as signals:
-        return _run(args, lock, signals)
+    with FolderLock(Path(args.output_dir or "")) as lock, StopSignals() as signals, Uploads(args) as uploads:
+        return _run(args, lock, signals, uploads)
 
 
-def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, Any]:
+def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploads) -> dict[str, Any]:
     accelerator = Accelerator(
         # None leaves it to `accelerate launch`.
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
@@ -110,7 +110,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
     start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
-    say(device_text(accelerator, set_threads(args, accelerator)))
+    hardware = device_text(accelerator, set_threads(args, accelerator))
+    say(hardware)
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
@@ -160,7 +161,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
         else:
             if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
                 progress.best_loss = None  # the next evaluation begins anew
-            output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
+            output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts, uploads)
+            output.changed = True  # to the start, so that it is known at once whether uploads go well
+            output.publish(progress.global_step)
             baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
             metrics = {"baseline_loss": baseline_loss, "rows": facts["rows"]}
             metrics |= train(trainer, output, baseline_loss, start)
@@ -177,15 +180,20 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
             metrics["corpus"] = corpus_info(DatasetDict(texts))
         # Of a stream, those that were read.
         tokens = int(sum(rows["train"]["length"][:])) if stream is None else trainer.progress.tokens
-        metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens}
+        metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens, "hardware": hardware}
+        metrics |= {
+            "versions": facts["versions"] | {"hf_tfenc": version("hf_tfenc")},
+            "data": split_counts(splits, rows, None if stream is None else tokens),
+        }
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
         if start.finished:
+            write_card(folder, args, best.config, metrics)  # its own options may be others
             say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
-        elif args.push_to_hub:
-            say(push_folder(folder, str(args.hub_model_id)))
+        if args.push_to_hub:
+            say(uploads.finish())
     # torch may hang where a DistributedDataParallel model is freed after the processes have parted.
     del trainer
     accelerator.free_memory()
@@ -444,10 +452,24 @@ def finish(
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
+    metrics |= {"widget": task.widget(), "data_card": data_card(args), "date": str(date.today())}
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
     write_modules(model, folder)
-    write_card(folder, args, model, metrics)
+    write_card(folder, args, model.config, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
+
+
+def split_counts(
+    splits: DatasetDict, rows: DatasetDict, streamed_tokens: int | None
+) -> dict[str, dict[str, int | None]]:
+    """Rows of the source, encoded sequences and their tokens in each split; of a stream the tokens that were read."""
+    counts: dict[str, dict[str, int | None]] = {
+        name: {"rows": len(splits[name]), "sequences": len(encoded), "tokens": int(sum(encoded["length"][:]))}
+        for name, encoded in rows.items()
+    }
+    if streamed_tokens is not None:
+        counts["train"] = {"rows": None, "sequences": None, "tokens": streamed_tokens}
+    return counts
 
 
 def result_text(metrics: dict[str, Any], folder: Path) -> str:

@@ -245,6 +245,7 @@ class Trainer:
                     self.save()
                 if last:
                     break
+                self.output.publish(progress.global_step)
         runtime = time.monotonic() - self.started
         return {
             "train_loss": progress.train_loss,

@@ -1,0 +1,115 @@
+"""What of a folder is for others, as it is at one moment, ready to be uploaded."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+from transformers import AutoConfig
+
+from ..training.arguments import CONFIG_FILE, Arguments
+from ..training.monitor import LOG_FILE
+from ..training.resume import METRICS_FILE
+from .card import CARD_FILE, NEW_CARD_FILE, RESULTS_FOLDER, card_text, is_ours, public_name
+
+# Training state, pickles, and what was said of other data. Hidden files are locks and what is half written.
+AT_HOME = (
+    ".*", "*.lock", "__pycache__", "eval-*", "predictions.jsonl", NEW_CARD_FILE, "*.bin", "*.ckpt", "*.pickle", "*.pkl",
+    "*.pt", "*.pth",
+)  # fmt: skip
+STATE = ("checkpoint-*", "manifest.json", "optimizer", "optimizer.safetensors", "rng_rank*", "trainer_state.json")
+HUB_OPTIONS = ("dataset_name", "model_name_or_path", "tokenizer_name")  # a Hub id, or a path
+PATH_OPTIONS = ("train_file", "validation_file", "test_file", "output_dir")
+
+
+def public_files(folder: Path, include_checkpoints: bool = False) -> list[Path]:
+    """The files of a folder that are for others, relative to it.
+
+    Args:
+        include_checkpoints: training state too, as far as it is whole
+    """
+    hidden = AT_HOME if include_checkpoints else AT_HOME + STATE
+
+    def goes(path: Path) -> bool:
+        return not any(
+            fnmatch(part, pattern) for part in path.parts for pattern in hidden if part != RESULTS_FOLDER
+        ) and not any(fnmatch(part, "checkpoint-*.*") for part in path.parts)  # set aside
+
+    files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if goes(path)]
+
+
+@contextmanager
+def snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> Iterator[Path]:
+    """What is to be uploaded of a folder, as it is now, in a folder beside it that is removed in the end."""
+    beside = take_snapshot(folder, repo_id, include_checkpoints)
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> Path:
+    """The same, to be removed by the caller. No file of a run is changed but the log, so the others are linked."""
+    beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder if os.access(folder, os.W_OK) else None))
+    try:
+        for path in public_files(folder, include_checkpoints):
+            target = beside / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.name == CONFIG_FILE:
+                target.write_text(public_options((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
+            elif path.name == LOG_FILE:
+                shutil.copyfile(folder / path, target)
+            else:
+                _link(folder / path, target)
+        if card := card_for(folder, repo_id):
+            (beside / CARD_FILE).unlink()
+            (beside / CARD_FILE).write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return beside
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links, or another one
+        shutil.copyfile(source, target)
+
+
+def public_options(text: str) -> str:
+    """A train_config.yaml without the folders of this machine."""
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{CONFIG_FILE} is no YAML ({' '.join(str(error).split())}): mend it, or remove it."
+        ) from error
+    if not isinstance(options, dict):
+        return text
+    for name in (*PATH_OPTIONS, *HUB_OPTIONS):
+        value = options.get(name)
+        if isinstance(value, list):
+            options[name] = [Path(entry).name for entry in value]
+        elif value is not None:
+            options[name] = Path(value).name if name in PATH_OPTIONS else public_name(value)
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def card_for(folder: Path, repo_id: str) -> str | None:
+    """The card of a finished run, whose snippets load from `repo_id`; None where it is the user's own, or none."""
+    try:
+        if not is_ours((folder / CARD_FILE).read_text(encoding="utf-8")):
+            return None
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        args = Arguments(**yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError):  # it stays as it is
+        return None
+    return card_text(folder, args, config, metrics, repo_id)
