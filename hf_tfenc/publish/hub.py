@@ -86,7 +86,6 @@ class Uploads:
             try:
                 self._begin(taken, message)
             except OSError as error:
-                shutil.rmtree(taken, ignore_errors=True)
                 self._failed(str(error))
 
     def finish(self) -> str:
@@ -129,14 +128,18 @@ class Uploads:
     def _begin(self, taken: Path, message: str) -> None:
         # A file and no module, for the package takes seconds to import; -P, for beside it lie names of other packages.
         command = [sys.executable, "-P", str(UPLOAD), str(taken), self.repo_id, self.visibility, message]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # of one sentence
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-            start_new_session=True,  # so that Ctrl-C is for the run, which then ends it
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,  # of one sentence
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                start_new_session=True,  # so that Ctrl-C is for the run, which then ends it
+            )
+        except OSError:
+            shutil.rmtree(taken, ignore_errors=True)
+            raise
         self.under_way = taken
 
     def _ended(self) -> tuple[bool, str]:

@@ -32,7 +32,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """Runs between `with` and its end. `repositories`, `requests` (method and path) and `uploaded` tell what happened."""
+    """Runs between `with` and its end. `repositories` and `requests` (method and path) tell what happened."""
 
     daemon_threads = True
 
@@ -41,7 +41,6 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.uploaded: list[str] = []  # paths, in the order of the commits
         self.faults: list[list] = []
         self.open = threading.Event()  # large files are not taken while it is not set
         self.open.set()
@@ -66,6 +65,9 @@ class Hub(ThreadingHTTPServer):
                 if fault[3] < 0:
                     return fault
         return None
+
+    def handle_error(self, *_) -> None:
+        """A client that is gone is no error here."""
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -184,7 +186,6 @@ class Handler(BaseHTTPRequestHandler):
             large = operation["key"] == "lfsFile"
             content = self.server.large[value["oid"]] if large else base64.b64decode(value["content"])
             repository.files[value["path"]] = content
-            self.server.uploaded.append(value["path"])
         repository.commits.append(header["value"]["summary"])
         self.answer(
             {"success": True, "commitOid": repository.sha, "commitUrl": f"{self.server.endpoint}/a/b/commit/1"}

@@ -1,77 +1,158 @@
-"""The upload: private, without training state, and no reason to lose a finished run."""
+"""Uploads while a run goes on: one at a time, the newest state, and never a reason to stop."""
 
-from fnmatch import fnmatch
-from types import SimpleNamespace
+import logging
+import time
+from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from hf_tfenc.publish import hub
-from hf_tfenc.publish.hub import push_folder
-
-
-class Api:
-    """Stands in for huggingface_hub.HfApi."""
-
-    def __init__(self, error_at=None, error=None):
-        self.calls, self.error_at, self.error = [], error_at, error
-
-    def __call__(self):
-        return self
-
-    def create_repo(self, repo_id, **options):
-        self.record("create_repo", repo_id=repo_id, **options)
-        return SimpleNamespace(repo_id=f"me/{repo_id}" if "/" not in repo_id else repo_id)
-
-    def upload_folder(self, **options):
-        self.record("upload_folder", **options)
-
-    def record(self, name, **options):
-        if name == self.error_at:
-            raise self.error
-        self.calls.append((name, options))
+from hf_tfenc.cli import app
+from hf_tfenc.publish.hub import Uploads
+from hf_tfenc.training.arguments import Arguments
 
 
-def test_a_folder_goes_up_as_a_private_repository(tmp_path, monkeypatch):
-    api = Api()
-    monkeypatch.setattr(hub, "HfApi", api)
-    assert push_folder(tmp_path, "mine") == "Uploaded to me/mine."
-    (create, created), (upload, uploaded) = api.calls
-    assert (create, upload) == ("create_repo", "upload_folder")
-    assert created["private"] is True and created["exist_ok"] is True
-    assert uploaded["repo_id"] == "me/mine" and uploaded["folder_path"] == tmp_path
+@pytest.fixture
+def args(tmp_path):
+    """Of a run whose folder holds a model."""
+    folder = tmp_path / "out"
+    (folder / "checkpoint-000001").mkdir(parents=True)
+    (folder / "checkpoint-000001" / "optimizer.safetensors").write_text("moments")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+
+    def args(**options):
+        return Arguments(
+            **{"output_dir": str(folder), "push_to_hub": True, "hub_model_id": "ada/mine", "train_file": ["a"], **options}
+        )
+
+    return args
 
 
-@pytest.mark.parametrize(
-    ("path", "goes"),
-    [
-        ("model.safetensors", True),
-        ("config.json", True),
-        ("modeling_tfenc.py", True),
-        ("README.md", True),
-        ("loss.png", True),
-        ("checkpoint-000100/model.safetensors", False),
-        ("checkpoint-000100/rng_rank0.safetensors", False),
-        (".saving-abc/model.safetensors", False),
-        (".metrics.json.saving", False),
-    ],
-)
-def test_training_state_stays_at_home(path, goes):
-    assert any(fnmatch(path, pattern) for pattern in hub.IGNORED) != goes
+def wait_for(uploads, condition):
+    end = time.monotonic() + 60
+    while not condition():
+        uploads.poll()
+        time.sleep(0.01)
+        assert time.monotonic() < end
 
 
-@pytest.mark.parametrize("error_at", ["create_repo", "upload_folder"])
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (OSError("no route\n\nto host  "), "no route to host"),
-        (ConnectionError(), "ConnectionError"),
-        (RuntimeError("401"), "401"),
-    ],
-)
-def test_a_failure_is_one_sentence(tmp_path, monkeypatch, error_at, error, reason):
-    (tmp_path / "model.safetensors").write_text("weights")
-    monkeypatch.setattr(hub, "HfApi", Api(error_at, error))
-    said = push_folder(tmp_path, "me/mine")
-    assert said.startswith(f"The upload to me/mine failed ({reason}). The model is whole in {tmp_path};")
-    assert f"hf upload me/mine {tmp_path} --exclude 'checkpoint-*'" in said and "\n" not in said
-    assert (tmp_path / "model.safetensors").read_text() == "weights"
+def remains(args):
+    return [path for path in Path(args.output_dir).iterdir() if path.name.startswith(".")]
+
+
+def test_one_upload_at_a_time_and_of_several_changes_the_last(hub, args, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hf_tfenc")
+    hub.open.clear()
+    with Uploads(args()) as uploads:
+        for step in (1, 2, 3):
+            uploads.offer(f"Step {step}")
+            wait_for(uploads, lambda: any(request.startswith("PUT") for request in hub.requests))
+            (tmp_path / "out" / "new").write_text(f"weights after step {step}")
+            (tmp_path / "out" / "new").replace(tmp_path / "out" / "model.safetensors")
+        hub.open.set()
+        wait_for(uploads, lambda: uploads.process is None)
+        repository = hub.repositories["ada/mine"]
+        assert repository.commits == ["Step 1", "Step 3"] and repository.private
+        assert repository.files["model.safetensors"] == b"weights after step 2"  # as it was when it was offered
+        assert uploads.finish() == f"Uploaded to {hub.endpoint}/ada/mine, private."
+    assert repository.commits[2:] == ["Upload model"]
+    assert repository.files["model.safetensors"] == b"weights after step 3"
+    assert repository.files.keys() == {".gitattributes", "config.json", "model.safetensors"}
+    assert not remains(args()) and caplog.messages == [f"Uploaded to {hub.endpoint}/ada/mine, private."]
+
+
+def test_checkpoints_go_up_where_they_are_asked_for(hub, args):
+    with Uploads(args(hub_strategy="all_checkpoints", hub_private_repo=False)) as uploads:
+        assert uploads.finish() == f"Uploaded to {hub.endpoint}/ada/mine, public."
+    assert hub.repositories["ada/mine"].files["checkpoint-000001/optimizer.safetensors"] == b"moments"
+
+
+@pytest.mark.parametrize("options", [{"hub_strategy": "end"}, {"push_to_hub": False}])
+def test_nothing_goes_up_before_it_is_asked_for(hub, args, options):
+    with Uploads(args(**options)) as uploads:
+        uploads.offer("Step 1")
+        assert uploads.process is None and uploads.waiting is None
+    assert hub.requests == []
+
+
+def test_a_failure_is_said_once_and_the_next_change_tries_again(hub, args, caplog):
+    hub.fail("preupload", 403)
+    with Uploads(args()) as uploads:
+        for step in (1, 2):
+            uploads.offer(f"Step {step}")
+            wait_for(uploads, lambda: uploads.process is None)
+        (said,) = caplog.messages
+        assert said.startswith("The upload to ada/mine failed, and training goes on: the Hub does not let you write")
+        said = uploads.finish()
+        assert said.startswith("The upload to ada/mine failed: the Hub does not let you write there (403)")
+        assert said.endswith(f"hf-tfenc push {args().output_dir} --hub_model_id ada/mine")
+        hub.faults.clear()
+        uploads.offer("Step 3")
+        wait_for(uploads, lambda: uploads.process is None)
+    assert hub.repositories["ada/mine"].commits == ["Step 3"] and not remains(args())
+
+
+def test_what_cannot_even_begin_stops_nothing(hub, args, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with Uploads(args()) as uploads:
+        monkeypatch.setattr("hf_tfenc.publish.hub.subprocess.Popen", refuse)
+        uploads.offer("Step 1")
+        assert "Cannot allocate memory" in uploads.finish() and len(caplog.messages) == 1
+        monkeypatch.setattr("hf_tfenc.publish.hub.take_snapshot", refuse)
+        uploads.offer("Step 2")
+        assert "Cannot allocate memory" in uploads.finish()
+    assert not remains(args())
+
+
+@pytest.mark.parametrize("how", ["close", "killed"])
+def test_an_upload_ends_with_its_run(hub, args, how):
+    hub.open.clear()
+    with Uploads(args()) as uploads:
+        uploads.offer("Step 1")
+        wait_for(uploads, lambda: any(request.startswith("PUT") for request in hub.requests))
+        process = uploads.process
+        if how == "killed":
+            process.stdin.close()  # as the kernel does when a process dies
+            assert process.wait(30) == 1
+    assert process.poll() is not None and not remains(args())
+    hub.open.set()
+    assert hub.repositories["ada/mine"].commits == []
+
+
+# --- hf-tfenc push ---------------------------------------------------------------------------------------------------
+
+
+def push(*argv):
+    return CliRunner().invoke(app, ["push", *map(str, argv)])
+
+
+def test_push_uploads_a_folder(hub, args):
+    folder = args().output_dir
+    result = push(folder, "--hub_model_id", "ada/mine")
+    assert result.exit_code == 0 and result.stdout == f"Uploaded to {hub.endpoint}/ada/mine, private.\n"
+    assert hub.repositories["ada/mine"].private and not remains(args())
+    push(folder, "--hub_model_id", "ada/other", "--public", "--include_checkpoints")
+    assert not hub.repositories["ada/other"].private
+    assert "checkpoint-000001/optimizer.safetensors" in hub.repositories["ada/other"].files
+
+
+def test_mistakes_of_a_push_are_one_sentence(hub, args, tmp_path):
+    folder = args().output_dir
+    hub.fail("preupload", 409)
+    for options, said in [
+        ((tmp_path, "--hub_model_id", "ada/mine"), f"{tmp_path} holds no model (no config.json)"),
+        ((folder, "--hub_model_id", "mine"), "--hub_model_id is 'mine'; it is of the form user/name"),
+        ((folder, "--hub_model_id", "https://hub/ada/mine"), "it is of the form user/name"),
+        ((folder, "--hub_model_id", "ada/mine"), f"{folder} was not uploaded to ada/mine: something else is changing"),
+    ]:
+        result = push(*options)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and said in result.stderr, result.stderr
+
+
+def test_the_written_options_hold_no_token(args, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    assert "hub_token" not in yaml.safe_load(args().to_yaml()) and "hf_secret" not in args().to_yaml()

@@ -47,9 +47,8 @@ def test_a_second_upload_sends_what_has_changed(hub, folder):
     upload(folder, "ada/mine", True, "again")
     assert hub.repositories["ada/mine"].commits == ["first"] and len(puts(hub)) == 3
     (folder / "second.safetensors").write_bytes(b"changed")
-    hub.uploaded.clear()
     upload(folder, "ada/mine", True, "second")
-    assert hub.uploaded == ["second.safetensors"] and len(puts(hub)) == 4
+    assert hub.repositories["ada/mine"].commits == ["first", "second"] and len(puts(hub)) == 4
     assert hub.repositories["ada/mine"].files["second.safetensors"] == b"changed"
 
 
@@ -113,7 +112,7 @@ def test_who_may_not_write_is_told_so(hub, folder, monkeypatch):
 def test_a_private_upload_never_goes_to_a_public_repository(hub, folder):
     HfApi().create_repo("ada/mine", private=False)
     assert "ada/mine is there already and is public: make it private in its settings" in refused(folder)
-    assert hub.uploaded == [] and not hub.repositories["ada/mine"].private
+    assert hub.repositories["ada/mine"].commits == [] and not hub.repositories["ada/mine"].private
     assert upload(folder, "ada/mine", False, "Upload").endswith("ada/mine, public.")
 
 
