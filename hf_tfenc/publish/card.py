@@ -6,7 +6,7 @@ import logging
 import re
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import (
@@ -21,9 +21,8 @@ from huggingface_hub import (
 from transformers import PreTrainedConfig
 
 from ..tasks import TASKS, Task
-
-if TYPE_CHECKING:
-    from ..training.arguments import Arguments
+from ..training.arguments import CONFIG_FILE, Arguments
+from ..training.checkpointing import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def named(files: list[str]) -> str:
     return ", ".join(Path(file).name for file in files)
 
 
-def data_of(args: "Arguments") -> str:
+def data_of(args: Arguments) -> str:
     """What the model was trained on, in a few words."""
     if args.train_file:
         return named(args.train_file)
@@ -89,7 +88,7 @@ def hub_id(name: str | None) -> str | None:
     return name if name is not None and public_name(name) == name and not Path(name).exists() else None
 
 
-def data_card(args: "Arguments") -> dict[str, Any]:
+def data_card(args: Arguments) -> dict[str, Any]:
     """`license` and `language` of the training data, as far as its own card says: README.md in its folder, or on the Hub."""
     if args.train_file is None and args.dataset_name is None:
         return {"language": "en"}
@@ -112,7 +111,7 @@ def data_card(args: "Arguments") -> dict[str, Any]:
 # --- The card --------------------------------------------------------------------------------------------------------
 
 
-def write_card(folder: Path, args: "Arguments", config: PreTrainedConfig, metrics: dict[str, Any]) -> None:
+def write_card(folder: Path, args: Arguments, config: PreTrainedConfig, metrics: dict[str, Any]) -> None:
     """Write README.md into an output folder, and what the Hub's leaderboards read of a dataset that is there.
 
     A README.md that somebody has edited, or made, stays as it is, and the new card lies beside it.
@@ -122,11 +121,28 @@ def write_card(folder: Path, args: "Arguments", config: PreTrainedConfig, metric
     if card.exists() and not is_ours(card.read_text(encoding="utf-8")):
         logger.warning("%s has been edited and stays as it is; the card of this run is %s.", card, NEW_CARD_FILE)
         card = folder / NEW_CARD_FILE
-    card.write_text(text, encoding="utf-8")
+    _write_changed(card, text)
     if entry := leaderboard_entry(args, metrics):
         file = folder / RESULTS_FOLDER / f"{entry.dataset_id.replace('/', '--')}.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+        _write_changed(file, yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
+
+
+def renew_card(folder: Path, args: Arguments, config: PreTrainedConfig, metrics: dict[str, Any]) -> None:
+    """Write the card of a run that was finished before, with what is now said of `license` and `language`.
+
+    What is not said stays as it was; what is said is noted among the run's options. Where nothing is new, no file changes.
+    """
+    file = folder / CONFIG_FILE
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    said = {name: getattr(args, name) for name in ("license", "language") if getattr(args, name) is not None}
+    _write_changed(file, yaml.safe_dump(options | said, sort_keys=False, allow_unicode=True))
+    write_card(folder, Arguments(**options | said), config, metrics)
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def sealed(text: str) -> str:
@@ -140,7 +156,7 @@ def is_ours(text: str) -> bool:
 
 
 def card_text(
-    folder: Path, args: "Arguments", config: PreTrainedConfig, metrics: dict[str, Any], repo_id: str | None
+    folder: Path, args: Arguments, config: PreTrainedConfig, metrics: dict[str, Any], repo_id: str | None
 ) -> str:
     """The card of a finished run, whose snippets load from `repo_id`, or where there is none from its folder.
 
@@ -210,14 +226,14 @@ def test_name(name: str) -> str:
     return name.replace("eval_", "test_", 1)
 
 
-def measured_on(args: "Arguments") -> tuple[str, str]:
+def measured_on(args: Arguments) -> tuple[str, str]:
     """The held-out data, and the test data."""
     data = data_of(args)
     held_out = named(args.validation_file) if args.validation_file else f"held-out part of {data}"
     return held_out, named(args.test_file) if args.test_file else f"test split of {data}"
 
 
-def eval_results(args: "Arguments", metrics: dict[str, Any]) -> list[EvalResult]:
+def eval_results(args: Arguments, metrics: dict[str, Any]) -> list[EvalResult]:
     """What was measured, as metadata."""
     task, (held_out, test) = TASKS[args.task], measured_on(args)
     results = []
@@ -240,7 +256,7 @@ def eval_results(args: "Arguments", metrics: dict[str, Any]) -> list[EvalResult]
     return results
 
 
-def leaderboard_entry(args: "Arguments", metrics: dict[str, Any]) -> EvalResultEntry | None:
+def leaderboard_entry(args: Arguments, metrics: dict[str, Any]) -> EvalResultEntry | None:
     """The task's first metric on a dataset of the Hub, of the test split if that was measured."""
     dataset = hub_id(args.dataset_name)
     if dataset is None or args.validation_file or args.test_file:
@@ -266,7 +282,7 @@ def counts_of(metrics: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def licence_text(args: "Arguments", known: dict[str, Any]) -> str:
+def licence_text(args: Arguments, known: dict[str, Any]) -> str:
     """The licence of the training data, or that it is not known."""
     if args.train_file is None and args.dataset_name is None:
         return "the Python Software Foundation License"
@@ -282,7 +298,7 @@ def labels_of(task: type[Task], config: PreTrainedConfig) -> str | None:
     return ", ".join(labels[:SHOWN_LABELS]) + f", … ({len(labels)})" * (len(labels) > SHOWN_LABELS)
 
 
-def options_of(args: "Arguments") -> str:
+def options_of(args: Arguments) -> str:
     """The options that are not the defaults, as YAML."""
     changed = {
         option.name: getattr(args, option.name)

@@ -6,14 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data.hub import quiet_hub
+from ..training.arguments import Arguments
 from .snapshot import snapshot, take_snapshot
 from .upload import UploadError, upload
-
-if TYPE_CHECKING:
-    from ..training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class Uploads:
         args: with `push_to_hub`; without it nothing is done
     """
 
-    def __init__(self, args: "Arguments"):
+    def __init__(self, args: Arguments):
         self.folder, self.repo_id = Path(args.output_dir or ""), args.hub_model_id or ""
         self.active = args.push_to_hub
         self.visibility = "private" if args.hub_private_repo else "public"

@@ -30,7 +30,7 @@ from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
 from ..presets import preset_config
 from ..pretrained import build, read_pretrained, with_options
-from ..publish.card import data_card, write_card
+from ..publish.card import data_card, renew_card, write_card
 from ..publish.hub import Uploads
 from ..publish.plots import plot_loss
 from ..publish.sentence_transformers import write_modules
@@ -190,7 +190,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
         if start.finished:
-            write_card(folder, args, best.config, metrics)  # its own options may be others
+            renew_card(folder, args, best.config, metrics)
             say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
         if args.push_to_hub:
             say(uploads.finish())

@@ -1,8 +1,8 @@
 """A Hub on this machine, and huggingface_hub pointed at it."""
 
 import pytest
-from huggingface_hub import constants
 from hub_server import TOKEN, Hub
+from huggingface_hub import constants
 
 
 @pytest.fixture

@@ -24,7 +24,13 @@ def args(tmp_path):
 
     def args(**options):
         return Arguments(
-            **{"output_dir": str(folder), "push_to_hub": True, "hub_model_id": "ada/mine", "train_file": ["a"], **options}
+            **{
+                "output_dir": str(folder),
+                "push_to_hub": True,
+                "hub_model_id": "ada/mine",
+                "train_file": ["a"],
+                **options,
+            }
         )
 
     return args

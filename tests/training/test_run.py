@@ -374,18 +374,6 @@ def test_ctrl_c_before_training_ends_with_one_line(tiny_argv, train_file, capsys
     assert ended.value.code == 130 and error.startswith("Stopped.") and error.count("\n") == 1
 
 
-def test_the_upload_is_the_last_thing_and_its_failure_loses_nothing(
-    tiny_argv, train_file, tmp_path, capsys, monkeypatch
-):
-    def push(folder, repo_id):
-        assert (Path(folder) / "metrics.json").exists() and (Path(folder) / "README.md").exists()
-        return f"The upload to {repo_id} failed."
-
-    monkeypatch.setattr("hf_tfenc.training.run.push_folder", push)
-    main(tiny_argv(train_file=train_file, max_steps=1, push_to_hub=True, hub_model_id="me/mine"))
-    assert capsys.readouterr().out.rstrip().endswith("The upload to me/mine failed.")
-
-
 # --- The real command ------------------------------------------------------------------------------------------------
 
 WATCH = '''

@@ -76,6 +76,9 @@ class NoFolder:
     def save(self, step, model, optimizer, state, best_step, required):
         self.saved.append((step, copy.deepcopy(state)))
 
+    def publish(self, step):
+        pass
+
 
 def trained(trainer, path, output=None):
     """The log of a whole run, without what depends on the clock."""
