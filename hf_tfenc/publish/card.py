@@ -51,7 +51,7 @@ SHOWN = {
     "AutoModelForSequenceClassification": "output.logits, model.config.id2label",
     "AutoModelForTokenClassification": "output.logits.argmax(-1), model.config.id2label",
 }
-SHOWN_LABELS = 30
+SHOWN_LABELS = 12
 PURPOSES = {
     "fill-mask": "It says what a hidden token is, and is a start for classifiers, taggers and embeddings.",
     "text-generation": "It goes on from a text, token by token.",

@@ -78,7 +78,7 @@ def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False)
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # not a link that leads elsewhere from here
     except OSError:  # a file system without links, or another one
         shutil.copyfile(source, target)
 

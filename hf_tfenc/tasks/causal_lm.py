@@ -169,9 +169,6 @@ class CausalLM(LanguageModeling):
             f"after the one before {metrics['eval_bigram_accuracy']:.3f})"
         )
 
-    def widget(self) -> list[dict[str, Any]]:
-        return [{"text": "Return a new"}]
-
     @staticmethod
     def usage(where: str) -> str:
         return f'write = pipeline("text-generation", "{where}")\nprint(write("Return a new"))'

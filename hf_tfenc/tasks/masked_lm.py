@@ -16,7 +16,7 @@ from ..data.masking import MASKINGS, TokenMasking
 from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
 from .language_modeling import EVALUATION_SEED, LanguageModeling
-from .task import Batch, Measurement
+from .task import WIDGET_TOKENS, Batch, Measurement
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -190,8 +190,11 @@ class MaskedLM(LanguageModeling):
     def usage(where: str) -> str:
         return f'fill = pipeline("fill-mask", "{where}")\nprint(fill(f"Return a new {{fill.tokenizer.mask_token}}."))'
 
-    def widget(self) -> list[dict[str, Any]]:
-        return [{"text": f"Return a new {self.tokenizer.mask_token}."}]
+    def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
+        ids = np.asarray(evaluation[0]["input_ids"])[:WIDGET_TOKENS].tolist()
+        ids = [token for token in ids if not self.is_special[token]]
+        ids[len(ids) // 2 : len(ids) // 2 + 1] = [self.tokenizer.mask_token_id]
+        return [{"text": self.tokenizer.decode(ids).strip()}]
 
     @staticmethod
     def next_steps(folder: str) -> list[str]:

@@ -25,6 +25,7 @@ BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hund
 
 Batch = dict[str, Tensor]
 PREDICTED_DIGITS = 5
+WIDGET_TOKENS = 24
 
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
 
@@ -147,9 +148,10 @@ class Task(ABC):
     def usage(where: str) -> str:
         """A line or two of Python that use the model in the folder or repository `where`."""
 
-    def widget(self) -> list[dict[str, Any]]:
-        """Inputs that the Hub offers to try, in the form of its widget for `pipeline_tag`."""
-        return [{"text": "Some text."}]
+    def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
+        """What the Hub offers to try: a held-out text, or the beginning of it, in the form of its widgets."""
+        ids = np.asarray(evaluation[0][self.token_columns[0]])[:WIDGET_TOKENS].tolist()
+        return [{"text": self.tokenizer.decode(ids, skip_special_tokens=True).strip()}]
 
     @staticmethod
     def next_steps(folder: str) -> list[str]:

@@ -282,9 +282,6 @@ class TokenClassification(Task):
             counting += f", f1 {metrics['eval_word_tag_f1']:.3f}"
         return f"{line}\n{counting})"
 
-    def widget(self) -> list[dict[str, Any]]:
-        return [{"text": "Ada Lovelace lived in London ."}]
-
     @staticmethod
     def usage(where: str) -> str:
         return (

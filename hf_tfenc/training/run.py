@@ -452,7 +452,7 @@ def finish(
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
-    metrics |= {"widget": task.widget(), "data_card": data_card(args), "date": str(date.today())}
+    metrics |= {"widget": task.widget(eval_rows), "data_card": data_card(args), "date": str(date.today())}
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
     write_modules(model, folder)
     write_card(folder, args, model.config, metrics)

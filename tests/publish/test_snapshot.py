@@ -62,6 +62,14 @@ def test_it_is_of_one_moment_and_leaves_nothing_behind(folder):
     assert content(folder) == before and (folder / "model.safetensors").read_text() == "new weights"
 
 
+def test_a_link_goes_as_what_it_leads_to(folder):
+    (folder / "model.safetensors").rename(folder.parent / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    with snapshot(folder, "ada/mine") as taken:
+        assert (taken / "model.safetensors").read_text() == "model.safetensors"
+        assert not (taken / "model.safetensors").is_symlink()
+
+
 @pytest.mark.parametrize("why", ["no links", "read-only"])
 def test_where_nothing_can_be_linked_it_is_copied(folder, monkeypatch, why):
     def refuse(*_):

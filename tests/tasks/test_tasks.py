@@ -222,11 +222,12 @@ def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, ca
     )
     card = (folder / "README.md").read_text()
     assert f"pipeline_tag: {kind.pipeline_tag}" in card and kind.usage(str(folder)) in card and "{{" not in card
-    assert PIPELINES[case](pipeline(kind.pipeline_tag, str(folder)))
+    served = pipeline(kind.pipeline_tag, str(folder))
+    assert PIPELINES[case](served) and all(served(tried["text"]) for tried in metrics["widget"])
     snippets = re.findall("```python\n(.*?)```", card, re.DOTALL)
     assert len(snippets) == 4
     for snippet in snippets:  # what the card says works
-        if "sentence_transformers" not in snippet or find_spec("sentence_transformers"):
+        if "sentence_transformers" not in snippet or (case == "pairs" and find_spec("sentence_transformers")):
             exec(snippet, {})
 
     # What was measured is what the folder holds, which is enough to measure it again, without the training rows.
