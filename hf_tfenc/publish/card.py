@@ -204,6 +204,7 @@ def card_text(
         # Other positions are of no fixed number.
         positions=config.max_position_embeddings if config.position_embedding_type in ABSOLUTE else None,
         labels=labels_of(task, config),
+        fence=fence_of(metrics["examples"]),
         usage=task.usage(where),
         auto_class=task.auto_class.__name__,
         shown=SHOWN.get(task.auto_class.__name__, "output.logits.shape"),
@@ -294,8 +295,13 @@ def labels_of(task: type[Task], config: PreTrainedConfig) -> str | None:
     """The names of a classifier's labels, as many as a table holds."""
     if "Classification" not in task.auto_class.__name__ or config.problem_type == "regression":
         return None
-    labels = [str(label) for label in config.id2label.values()]
+    labels = [str(label).replace("|", r"\|") for label in config.id2label.values()]
     return ", ".join(labels[:SHOWN_LABELS]) + f", … ({len(labels)})" * (len(labels) > SHOWN_LABELS)
+
+
+def fence_of(texts: list[str]) -> str:
+    """A fence of more backticks than stand together in any of the texts."""
+    return "`" * max(3, *(len(run) + 1 for run in re.findall("`+", "\n".join(texts)) or [""]))
 
 
 def options_of(args: Arguments) -> str:

@@ -193,8 +193,9 @@ class MaskedLM(LanguageModeling):
     def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
         ids = np.asarray(evaluation[0]["input_ids"])[:WIDGET_TOKENS].tolist()
         ids = [token for token in ids if not self.is_special[token]]
-        ids[len(ids) // 2 : len(ids) // 2 + 1] = [self.tokenizer.mask_token_id]
-        return [{"text": self.tokenizer.decode(ids).strip()}]
+        words = [p for p in range(1, len(ids) - 1) if self._is_word(ids[p - 1 : p + 2])] or [len(ids) // 2]
+        ids[words[-1] : words[-1] + 1] = [self.tokenizer.mask_token_id]
+        return [{"text": " ".join(self.tokenizer.decode(ids).split())}]
 
     @staticmethod
     def next_steps(folder: str) -> list[str]:

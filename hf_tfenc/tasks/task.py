@@ -151,7 +151,7 @@ class Task(ABC):
     def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
         """What the Hub offers to try: a held-out text, or the beginning of it, in the form of its widgets."""
         ids = np.asarray(evaluation[0][self.token_columns[0]])[:WIDGET_TOKENS].tolist()
-        return [{"text": self.tokenizer.decode(ids, skip_special_tokens=True).strip()}]
+        return [{"text": " ".join(self.tokenizer.decode(ids, skip_special_tokens=True).split())}]
 
     @staticmethod
     def next_steps(folder: str) -> list[str]:

@@ -188,6 +188,21 @@ def test_options_that_are_not_the_defaults_are_in_it(card):
     assert "not the defaults" not in card().text
 
 
+def test_an_example_may_hold_code(card, monkeypatch):
+    monkeypatch.setitem(METRICS, "examples", ["```", "a ````b```` c"])
+    assert "`````\n```\na ````b```` c\n`````\n" in card().text
+    monkeypatch.setitem(METRICS, "examples", [])
+    assert "Held-out examples" not in card().text
+
+
+def test_labels_stand_in_a_table(tmp_path):
+    names = {number: f"a|{number}" for number in range(40)}
+    config = preset_config("classic-tiny", vocab_size=50, id2label=names)
+    write_card(tmp_path, Arguments(task="sequence-classification", learning_rate=0.1), config, METRICS)
+    (line,) = re.findall("[|] labels [|].*", (tmp_path / "README.md").read_text())
+    assert line.startswith(r"| labels | a\|0, a\|1, ") and line.endswith(", … (40) |")
+
+
 def test_a_picture_is_shown_where_there_is_one(card, tmp_path):
     assert "loss.png" not in card().text
     (tmp_path / "loss.png").write_bytes(b"")
