@@ -89,7 +89,10 @@ def hub_id(name: str | None) -> str | None:
 
 
 def data_card(args: Arguments) -> dict[str, Any]:
-    """`license` and `language` of the training data, as far as its own card says: README.md in its folder, or on the Hub."""
+    """`license` and `language` of the training data, as far as its own card says: README.md on the Hub, or in its folder.
+
+    Beside a `train_file`, a README.md is the card of a dataset if its metadata has `configs`.
+    """
     if args.train_file is None and args.dataset_name is None:
         return {"language": "en"}
     name = args.dataset_name
@@ -104,6 +107,8 @@ def data_card(args: Arguments) -> dict[str, Any]:
         found = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # what is not known is no reason to stop
         logger.info("What the data says of itself could not be read (%s).", type(error).__name__)
+        return {}
+    if name is None and "configs" not in found:
         return {}
     return {key: found[key] for key in ("license", "language") if isinstance(found.get(key), str | list)}
 
@@ -129,15 +134,24 @@ def write_card(folder: Path, args: Arguments, config: PreTrainedConfig, metrics:
 
 
 def renew_card(folder: Path, args: Arguments, config: PreTrainedConfig, metrics: dict[str, Any]) -> None:
-    """Write the card of a run that was finished before, with what is now said of `license` and `language`.
+    """Write the card of a run that was finished before, with what is now said of its licence, language and place.
 
     What is not said stays as it was; what is said is noted among the run's options. Where nothing is new, no file changes.
     """
-    file = folder / CONFIG_FILE
-    options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    said = {name: getattr(args, name) for name in ("license", "language") if getattr(args, name) is not None}
-    _write_changed(file, yaml.safe_dump(options | said, sort_keys=False, allow_unicode=True))
-    write_card(folder, Arguments(**options | said), config, metrics)
+    then = saved_arguments(folder)
+    said = {
+        name: value for name in ("license", "language", "hub_model_id") if (value := getattr(args, name)) is not None
+    }
+    if (now := dataclasses.replace(then, **said)) != then:
+        write_text(folder / CONFIG_FILE, now.to_yaml())
+    write_card(folder, now, config, metrics)
+
+
+def saved_arguments(folder: Path) -> Arguments:
+    """The options of a run, from its output folder. Raises OSError, ValueError or TypeError where there are none."""
+    options = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    known = {option.name for option in dataclasses.fields(Arguments)}  # another version may have had others
+    return Arguments(**{name: value for name, value in options.items() if name in known})
 
 
 def _write_changed(path: Path, text: str) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 from transformers import AutoConfig
 
-from ..training.arguments import CONFIG_FILE, Arguments
+from ..training.arguments import CONFIG_FILE
 from ..training.monitor import LOG_FILE
 from ..training.resume import METRICS_FILE
-from .card import CARD_FILE, NEW_CARD_FILE, RESULTS_FOLDER, card_text, is_ours, public_name
+from .card import CARD_FILE, NEW_CARD_FILE, RESULTS_FOLDER, card_text, is_ours, public_name, saved_arguments
 
 # Training state, pickles, and what was said of other data. Hidden files are locks and what is half written.
 AT_HOME = (
@@ -24,6 +24,7 @@ AT_HOME = (
 )  # fmt: skip
 STATE = ("checkpoint-*", "manifest.json", "optimizer", "optimizer.safetensors", "rng_rank*", "trainer_state.json")
 HUB_OPTIONS = ("dataset_name", "model_name_or_path", "tokenizer_name")  # a Hub id, or a path
+LARGE = 1_000_000  # bytes, from which files are linked and not copied: a run replaces these and never writes into them
 PATH_OPTIONS = ("train_file", "validation_file", "test_file", "output_dir")
 
 
@@ -55,7 +56,7 @@ def snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> I
 
 
 def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> Path:
-    """The same, to be removed by the caller. No file of a run is changed but the log, so the others are linked."""
+    """The same, to be removed by the caller."""
     beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder if os.access(folder, os.W_OK) else None))
     try:
         for path in public_files(folder, include_checkpoints):
@@ -63,10 +64,10 @@ def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False)
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.name == CONFIG_FILE:
                 target.write_text(public_options((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
-            elif path.name == LOG_FILE:
-                shutil.copyfile(folder / path, target)
-            else:
+            elif path.name != LOG_FILE and (folder / path).stat().st_size >= LARGE:
                 _link(folder / path, target)
+            else:
+                shutil.copyfile(folder / path, target)
         if card := card_for(folder, repo_id):
             (beside / CARD_FILE).unlink()
             (beside / CARD_FILE).write_text(card, encoding="utf-8")
@@ -108,8 +109,7 @@ def card_for(folder: Path, repo_id: str) -> str | None:
         if not is_ours((folder / CARD_FILE).read_text(encoding="utf-8")):
             return None
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        args = Arguments(**yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError):  # it stays as it is
+        args, config = saved_arguments(folder), AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError):  # it stays as it is
         return None
     return card_text(folder, args, config, metrics, repo_id)

@@ -98,9 +98,9 @@ def short(error: BaseException) -> str:
 
 def without_token(text: str) -> str:
     """A text in which no token stands, whoever has put it there."""
-    text = re.sub(r"hf_\w{8,}", "hf_…", text)
-    token = get_token()
-    return text.replace(token, "…") if token else text
+    text = re.sub("hf_[A-Za-z0-9]{20,}", "hf_…", text)
+    token = get_token() or ""
+    return text.replace(token, "…") if len(token) > 4 else text
 
 
 def end_with_parent() -> None:

@@ -168,7 +168,9 @@ class RunArguments:
     hub_strategy: Literal["every_save", "all_checkpoints", "end"] = option(
         "every_save", "when: at each new best model or checkpoint, the same with all checkpoints, or at the end alone"
     )
-    hub_private_repo: bool = option(True, "as a private model, which a public repository is never made into")
+    hub_private_repo: bool = option(
+        True, "upload to a private repository and to no other; turned off, a new one is public"
+    )
     license: str | None = option(None, "of the model, for its card: apache-2.0, mit, …")
     language: list[str] | None = option(None, "of the text, for the card: en, de, …")
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
+from .. import __version__
 from ..configuration_tfenc import TfEncConfig
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
@@ -181,10 +181,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         # Of a stream, those that were read.
         tokens = int(sum(rows["train"]["length"][:])) if stream is None else trainer.progress.tokens
         metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens, "hardware": hardware}
-        metrics |= {
-            "versions": facts["versions"] | {"hf_tfenc": version("hf_tfenc")},
-            "data": split_counts(splits, rows, None if stream is None else tokens),
-        }
+        metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}}
+        metrics |= {"data": split_counts(splits, rows, None if stream is None else tokens)}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)

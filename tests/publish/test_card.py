@@ -165,8 +165,12 @@ def test_the_licence_of_the_data_is_what_the_data_says(tmp_path, where):
     folder.mkdir()
     options = {where: str(folder) if where == "dataset_name" else [str(folder / "train.txt")]}
     assert data_card(Arguments(**options)) == {}
-    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage:\n- de\npretty_name: x\n---\n# Letters\n")
-    assert data_card(Arguments(**options)) == {"license": "cc-by-4.0", "language": ["de"]}
+    card = "---\nlicense: cc-by-4.0\nlanguage:\n- de\n{}pretty_name: x\n---\n# Letters\n"
+    known = {"license": "cc-by-4.0", "language": ["de"]}
+    (folder / "README.md").write_text(card.format("configs: []\n"))
+    assert data_card(Arguments(**options)) == known
+    (folder / "README.md").write_text(card.format(""))  # of something else, maybe
+    assert data_card(Arguments(**options)) == (known if where == "dataset_name" else {})
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
     assert data_card(Arguments(**options)) == {}
 

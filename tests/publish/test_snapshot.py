@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from hf_tfenc.publish.snapshot import public_files, public_options, snapshot
+from hf_tfenc.publish.snapshot import LARGE, public_files, public_options, snapshot
 from hf_tfenc.training.arguments import Arguments
 
 PUBLIC = {
@@ -49,24 +49,27 @@ def test_a_checkpoint_by_itself_is_a_model_and_no_more(folder):
 
 
 def test_it_is_of_one_moment_and_leaves_nothing_behind(folder):
+    (folder / "model.onnx").write_bytes(bytes(LARGE))
     before = content(folder)
     with snapshot(folder, "ada/mine") as taken:
         (folder / "new.safetensors").write_text("new weights")
         os.replace(folder / "new.safetensors", folder / "model.safetensors")  # as a run does
         with (folder / "log.jsonl").open("a") as log:
             log.write("a line more")
+        (folder / "loss.png").write_text("another picture")
         assert content(taken) == PUBLIC
         assert (taken / "model.safetensors").read_text() == "model.safetensors"
-        assert (taken / "log.jsonl").read_text() == "log.jsonl"
+        assert (taken / "log.jsonl").read_text() == "log.jsonl" and (taken / "loss.png").read_text() == "loss.png"
         assert (taken / "model.onnx").samefile(folder / "model.onnx")  # which takes no room
     assert content(folder) == before and (folder / "model.safetensors").read_text() == "new weights"
 
 
 def test_a_link_goes_as_what_it_leads_to(folder):
-    (folder / "model.safetensors").rename(folder.parent / "blob")
+    (folder.parent / "blob").write_bytes(bytes(LARGE))
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("../blob")
     with snapshot(folder, "ada/mine") as taken:
-        assert (taken / "model.safetensors").read_text() == "model.safetensors"
+        assert (taken / "model.safetensors").read_bytes() == bytes(LARGE)
         assert not (taken / "model.safetensors").is_symlink()
 
 
@@ -76,6 +79,7 @@ def test_where_nothing_can_be_linked_it_is_copied(folder, monkeypatch, why):
         raise OSError("no links here")
 
     monkeypatch.setattr("os.link", refuse)
+    (folder / "model.onnx").write_bytes(bytes(LARGE))
     if why == "read-only":
         monkeypatch.setattr("os.access", lambda *_: False)
     with snapshot(folder, "ada/mine") as taken:
