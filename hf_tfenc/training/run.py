@@ -17,7 +17,7 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
@@ -40,6 +40,7 @@ from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, t
 from .dry_run import dry_run
 from .evaluation import Evaluation
 from .lock import FolderLock
+from .lora import add_adapters, load_adapters
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
@@ -103,6 +104,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
     )
     check_processes(accelerator)
+    if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
+        raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
@@ -132,7 +135,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
     check_rows(rows, model, tokenizer, task.token_columns)
-    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
+    trained = model.num_parameters(only_trainable=True)
+    part = f", {trained:,} of them trained" if args.lora_r else ""
+    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}")
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
@@ -333,10 +338,10 @@ def pretrained_model(
 ) -> PreTrainedModel:
     """The model `--model_name_or_path`, converted if it is a BERT or a ModernBERT and fitted to a tokenizer not its own.
 
-    With `saved` all this has been done, and the weights are those saved.
+    With `saved` all this has been done, and the weights are those saved; of adapters, those of the adapters alone.
     """
     name = str(args.model_name_or_path)
-    _, config, weights = read_pretrained(str(saved or name))
+    family, config, weights = read_pretrained(str(name if args.lora_r else saved or name))
     if saved is None and (args.tokenizer_name or args.train_tokenizer):
         own = load_tokenizer(name)
         if own.get_vocab() != tokenizer.get_vocab():
@@ -344,7 +349,11 @@ def pretrained_model(
     model, loading = build(task.auto_class, with_options(config, overrides), weights, **attention)
     check_shapes(name, [key for key, *_ in loading["mismatched_keys"]])
     if missing := sorted(loading["missing_keys"]):
-        logger.info("Not in %s, so begun anew: %s.", saved or name, ", ".join(missing))
+        logger.info("Not in %s, so begun anew: %s.", name, ", ".join(missing))
+    if args.lora_r:
+        add_adapters(model, args, {*missing, *(key for key, *_ in loading["mismatched_keys"])}, family)
+        if saved is not None:
+            load_adapters(model, saved)
     return model
 
 
