@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
@@ -16,6 +15,8 @@ import hf_tfenc
 from hf_tfenc.presets import preset_config
 from hf_tfenc.training.arguments import Arguments, OptionError
 from hf_tfenc.training.run import run
+
+peft = pytest.importorskip("peft", reason="needs the extra peft")
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -72,7 +73,7 @@ def test_the_adapter_alone_is_the_merged_model(start, tmp_path, tokenizer):
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         tmp_path / "base"
     )
-    model = PeftModel.from_pretrained(base, adapter).eval()
+    model = peft.PeftModel.from_pretrained(base, adapter).eval()
     inputs = tokenizer(["the cat draws", "0:"], padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = merged(**inputs).logits
