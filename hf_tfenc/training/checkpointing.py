@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .lora import has_adapters, merged_state_dict, write_adapters
+from .lora import ADAPTER_FOLDER, has_adapters, merged_state_dict, write_adapters
 from .state import OPTIMIZER_FILE, disk_errors, rng_file, save_optimizer, save_rng, whole_state_dict
 
 logger = logging.getLogger(__name__)
@@ -237,14 +237,14 @@ def put_back(folder: Path, step: int) -> bool:
     except CheckpointError:
         return False
     state = {STATE_FILE, MANIFEST, OPTIMIZER_FILE}
-    files = [
-        path for path in checkpoint.iterdir() if path.is_file() and path.name not in state and "rng" not in path.name
-    ]
+    paths = [*checkpoint.iterdir(), *(checkpoint / ADAPTER_FOLDER).glob("*")]
+    files = [path for path in paths if path.is_file() and path.name not in state and "rng" not in path.name]
     for file in sorted(files, key=lambda file: (file.suffix == ".safetensors", file.name)):
-        beside = folder / f".{file.name}.saving"
+        beside, target = folder / f".{file.name}.saving", folder / file.relative_to(checkpoint)
+        target.parent.mkdir(exist_ok=True)
         shutil.copy(file, beside)
         _sync(beside)
-        os.replace(beside, folder / file.name)
+        os.replace(beside, target)
     return True
 
 

@@ -18,7 +18,7 @@ from ..extras import require
 from ..pretrained import read_weights
 from .arguments import Arguments, OptionError
 
-FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"
+ADAPTER_FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"
 NAME = "default"  # PEFT's, for the only adapter of a model
 PREFIX = "base_model.model."  # before each name in PEFT's files
 CONFIG = "lora_config"  # where a model keeps the configuration of its adapters
@@ -35,25 +35,26 @@ def add_adapters(model: PreTrainedModel, args: Arguments, begun_anew: set[str], 
     require("peft", "peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    inside = [name for name in linear if "layers." in name]
-    wanted = args.lora_target_modules or sorted({name.rsplit(".", 1)[-1] for name in inside})
-    for module in wanted:
-        if not any(name.endswith(f".{module}") for name in inside):
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in inside}))
-            raise OptionError(f"--lora_target_modules {module} is no linear layer of the model's layers: {known} are.")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    wanted = sorted(set(args.lora_target_modules or known))
+    if strangers := [module for module in wanted if module not in known]:
+        raise OptionError(
+            f"--lora_target_modules {strangers[0]} is no linear layer of the model's layers: {', '.join(known)} are."
+        )
     config = LoraConfig(
         r=args.lora_r or 0,
         lora_alpha=args.lora_alpha if args.lora_alpha is not None else 2 * (args.lora_r or 0),
         lora_dropout=args.lora_dropout,
-        target_modules=[name for name in inside if name.rsplit(".", 1)[-1] in wanted],
-        modules_to_save=sorted({name.rsplit(".", 1)[0] for name in begun_anew}) or None,
         # The names of modules are ours, so the adapter fits a model of ours alone.
         base_model_name_or_path=args.model_name_or_path if family == TfEncConfig.model_type else None,
     )
-    inject_adapter_in_model(LoraConfig(**{**config.to_dict(), "modules_to_save": None}), model)
+    config.target_modules = wanted  # given to the constructor it would become a set, written in any order
+    inject_adapter_in_model(config, model)
+    anew = begun_anew & dict(model.named_parameters()).keys()
+    config.modules_to_save = sorted({name.rsplit(".", 1)[0] for name in anew}) or None
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = ".lora_" in name or name in begun_anew
+        parameter.requires_grad = ".lora_" in name or name in anew
     setattr(model, CONFIG, config)
 
 
@@ -63,28 +64,34 @@ def has_adapters(model: nn.Module) -> bool:
 
 def write_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Write the trained weights alone, as PEFT does, into `folder/adapter`."""
-    (folder / FOLDER).mkdir()
-    getattr(model, CONFIG).save_pretrained(folder / FOLDER)
-    save_file(_trained(model), folder / FOLDER / WEIGHTS)
+    (folder / ADAPTER_FOLDER).mkdir()
+    getattr(model, CONFIG).save_pretrained(folder / ADAPTER_FOLDER)
+    save_file(_written(model), folder / ADAPTER_FOLDER / WEIGHTS)
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Give the adapters the weights that a checkpoint has.
 
     Raises:
-        OptionError: with them the model is not the one that was saved: its frozen weights are others now.
+        OptionError: it has others, or the model that they give is not the one that was saved.
     """
-    weights = load_file(folder / FOLDER / WEIGHTS)
-    parameters = dict(model.named_parameters())
+    path = folder / ADAPTER_FOLDER / WEIGHTS
+    weights = load_file(path) if path.exists() else {}
+    if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in _written(model).items()}:
+        raise OptionError(
+            f"{folder} holds other adapters than the options ask for: they cannot change on the way, so leave --lora_r "
+            "and --lora_target_modules as they were."
+        )
     with torch.no_grad():
-        for name in _trained(model):
-            parameters[_inner_name(name)].copy_(weights[name])
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[_outer_name(name)])
     saved = read_weights(str(folder))
     for name, tensor in merged_state_dict(model).items():
         if not torch.allclose(tensor.float(), saved[name].float(), atol=ROUNDING, rtol=ROUNDING):
             raise OptionError(
-                f"{name} in the model that --model_name_or_path names is not what it was when {folder} was saved: "
-                "give the same model, or train anew in another --output_dir."
+                f"{name} is not what it was when {folder} was saved: the model that --model_name_or_path names, or "
+                "--lora_alpha, is another; go back to what it was, or train anew in another --output_dir."
             )
 
 
@@ -104,15 +111,16 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
-def _trained(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The trained weights under PEFT's names."""
+def _written(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The trained weights under PEFT's names, and what else there is in modules that were begun anew: it wants them whole."""
+    whole = getattr(model, CONFIG).modules_to_save or ()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {
-        PREFIX + name.replace(f".{NAME}.", "."): parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        _outer_name(name): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name in trained or name.rsplit(".", 1)[0] in whole
     }
 
 
-def _inner_name(name: str) -> str:
-    name = name.removeprefix(PREFIX)
-    return name.replace(".weight", f".{NAME}.weight") if ".lora_" in name else name
+def _outer_name(name: str) -> str:
+    return PREFIX + name.replace(f".{NAME}.", ".")

@@ -13,7 +13,7 @@ from ..tasks import Task
 from ..tokenization import load_tokenizer
 from ..vocabulary import transfer
 from .arguments import Arguments, OptionError, RunError, launch_command
-from .lora import add_adapters, load_adapters
+from .lora import ADAPTER_FOLDER, add_adapters, load_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ def pretrained_model(
         add_adapters(model, args, {*missing, *other_shapes}, family)
         if saved is not None:
             load_adapters(model, saved)
+    elif saved is not None and (saved / ADAPTER_FOLDER).is_dir():
+        raise OptionError(f"{saved} holds adapters beside a frozen model: leave --lora_r as it was.")
     return model
 
 

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 import hf_tfenc
 from hf_tfenc.presets import preset_config
 from hf_tfenc.training.arguments import Arguments, OptionError
+from hf_tfenc.training.checkpointing import put_back, step_of
 from hf_tfenc.training.run import run
 
 peft = pytest.importorskip("peft", reason="needs the extra peft")
@@ -87,7 +96,7 @@ def test_a_resumed_run_is_the_same_run(start, task):
     args, metrics = start(task=task, save_steps=2, save_total_limit=9)
     folder = Path(args.output_dir)
     expected = {name: (folder / "checkpoint-000004" / name).read_bytes() for name in (
-        "model.safetensors", "optimizer.safetensors", "adapter/adapter_model.safetensors"
+        "model.safetensors", "optimizer.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
     )}  # fmt: skip
     for path in (folder / "metrics.json", folder / "model.safetensors"):
         path.unlink()
@@ -99,15 +108,63 @@ def test_a_resumed_run_is_the_same_run(start, task):
     assert run(Arguments(**vars(args)))["eval_loss"] == metrics["eval_loss"]  # finished: measured once more
 
 
-def test_a_run_does_not_go_on_beside_other_frozen_weights(start, tmp_path):
+def test_what_trains_cannot_change_on_the_way(start, tmp_path):
     args, _ = start(save_steps=2)
     (Path(args.output_dir) / "metrics.json").unlink()
+    changed = vars(args) | {"resume_with_changes": True}
+    for options, said in [
+        ({"lora_r": 2}, "holds other adapters than the options ask for"),
+        ({"lora_target_modules": ["qkv_proj"]}, "holds other adapters than the options ask for"),
+        ({"lora_r": None, "lora_dropout": 0.0}, "leave --lora_r as it was"),
+        ({"lora_alpha": 1.0}, "or --lora_alpha, is another"),
+    ]:
+        with pytest.raises(OptionError, match=said):
+            run(Arguments(**changed | options))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
     with torch.no_grad():
         model.model.embeddings.embed_tokens.weight[7] += 0.1
     model.save_pretrained(tmp_path / "base")
-    with pytest.raises(OptionError, match=r"embed_tokens\.weight in the model that --model_name_or_path names is not"):
+    with pytest.raises(
+        OptionError, match=r"embed_tokens\.weight is not what it was when .*: the model that --model_na"
+    ):
         run(Arguments(**vars(args)))
+
+
+def test_the_adapter_at_the_top_is_that_of_the_model_there(start):
+    """A continuation that was killed may have left later ones."""
+    args, _ = start(save_steps=2, save_total_limit=9)
+    folder = Path(args.output_dir)
+    best = next(
+        path
+        for path in folder.glob("checkpoint-*")
+        if (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    )
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"another")
+    assert put_back(folder, step_of(best))
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (best / name).read_bytes()
+
+
+def test_a_new_head_trains_beside_the_adapters_and_travels_with_them(start, tmp_path, tokenizer):
+    """Of a head whose output weights are the frozen embeddings, only the rest is new."""
+    body = AutoModel.from_pretrained(tmp_path / "base")
+    body.save_pretrained(tmp_path / "body")
+    tokenizer.save_pretrained(tmp_path / "body")
+    args, _ = start(model_name_or_path=str(tmp_path / "body"))
+    merged = AutoModelForMaskedLM.from_pretrained(args.output_dir).eval()
+    assert torch.equal(merged.get_input_embeddings().weight, body.get_input_embeddings().weight)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "body")
+    model = peft.PeftModel.from_pretrained(again, Path(args.output_dir) / "adapter").eval()
+    inputs = tokenizer(["the cat draws [MASK]", "0:"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, merged(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_sharded_models_are_refused(start, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(OptionError, match=r"^--lora_r does not go with FSDP"):
+        start()
 
 
 def test_a_bert_learns_adapters_too(start, tmp_path, tokenizer):
