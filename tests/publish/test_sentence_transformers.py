@@ -69,6 +69,8 @@ def test_an_activation_that_cannot_be_named_leaves_nothing_wrong_behind(make):
 
 
 def test_its_trainer_fine_tunes_our_model(make, tmp_path, texts):
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
     _, folder = make("modern-tiny", pooling="mean")
     model = library.SentenceTransformer(str(folder), device="cpu")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -76,17 +78,16 @@ def test_its_trainer_fine_tunes_our_model(make, tmp_path, texts):
     arguments = library.SentenceTransformerTrainingArguments(
         str(tmp_path / "out"),
         max_steps=3,
+        logging_steps=1,
         per_device_train_batch_size=8,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = library.SentenceTransformerTrainer(
-        model, arguments, rows, loss=library.losses.MultipleNegativesRankingLoss(model)
-    )
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    trainer = library.SentenceTransformerTrainer(model, arguments, rows, loss=MultipleNegativesRankingLoss(model))
     trainer.train()
-    assert all(torch.isfinite(torch.tensor(losses)))
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert len(losses) == 3 and torch.isfinite(torch.tensor(losses)).all()
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 2
     model.save(str(tmp_path / "saved"))
