@@ -118,6 +118,8 @@ def test_what_is_served_loads_without_us_and_without_remote_code(tmp_path, token
         convert(str(tmp_path / preset), tmp_path / family, family)
         assert not list((tmp_path / family).glob("*.py"))
         assert "auto_map" not in json.loads((tmp_path / family / "config.json").read_text())
+        tokenizer_options = json.loads((tmp_path / family / "tokenizer_config.json").read_text())
+        assert tokenizer_options["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
         expected[family] = model.eval()(**inputs).logits.detach()
     done = subprocess.run([sys.executable, "-c", SERVED], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
