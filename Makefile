@@ -18,7 +18,7 @@ train: $(INSTALLED) ## train an encoder; options go in ARGS, as in make train AR
 	$(VENV)/bin/accelerate launch --quiet train.py $(ARGS)
 
 test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
-	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED) ## the tests that take longer than a few seconds
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m slow $(ARGS)
@@ -44,5 +44,5 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(error $(PYTHON) cannot make virtual environments: install its venv package, on Debian and Ubuntu with \
 	"apt install $(shell $(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')", and try again))
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -c $(CONSTRAINTS) -e ".[train,dev]"
+	$(VENV)/bin/pip install -c $(CONSTRAINTS) -e ".[all,dev]"
 	@rm -f $(VENV)/.installed-* && touch $@

@@ -176,8 +176,17 @@ def _save(
     """Write the model in the precision that its weights had, the tokenizer as it is, and how `ours` pools."""
     tokenizer, absent = _tokenizer(source)
     save_model(model.to(next(iter(weights.values())).dtype), tokenizer, out)
+    if model is not ours and tokenizer is not None:
+        _name_tokenizer_as_before(out / "tokenizer_config.json")
     write_modules(ours, out)
     return [*filter(None, report), *absent, f"{out} holds a {type(model).__name__}."]
+
+
+def _name_tokenizer_as_before(path: Path) -> None:
+    """By the name that transformers 4 has for the class of any fast tokenizer; later versions know both."""
+    options = json.loads(path.read_text(encoding="utf-8"))
+    if options.get("tokenizer_class") == "TokenizersBackend":
+        write_text(path, json.dumps(options | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def _tokenizer(source: str) -> tuple[PreTrainedTokenizerBase | None, list[str]]:

@@ -299,7 +299,7 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
     if config.pooling == "none":
         raise ValueError("ModernBERT has pooling cls or mean and this model none; it stays here.")
     window = {} if config.sliding_window is None else {"local_attention": 2 * config.sliding_window}
-    return ModernBertConfig(
+    modern = ModernBertConfig(
         **_copied(config, MODERNBERT_SHARED),
         **window,
         norm_eps=config.layer_norm_eps,
@@ -308,6 +308,23 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
         classifier_pooling=config.pooling,
         rope_parameters={kind: dict(parameters) for kind, parameters in (config.rope_parameters or {}).items()},
     )
+    for name, value in _older_names(modern).items():
+        setattr(modern, name, value)
+    return modern
+
+
+def _older_names(modern: ModernBertConfig) -> dict[str, Any]:
+    """What transformers 4, and servers in other languages, read in place of `layer_types` and `rope_parameters`.
+
+    Empty where they cannot say it: every n-th layer, from the first one on, sees all, each kind with a base of its own.
+    """
+    whole = [kind == "full_attention" for kind in modern.layer_types]
+    distance = next((n for n in range(1, len(whole) + 1) if whole == [i % n == 0 for i in range(len(whole))]), None)
+    ropes = [modern.rope_parameters[kind] for kind in ("full_attention", "sliding_attention")]
+    if distance is None or any(rope.get("rope_type", "default") != "default" for rope in ropes):
+        return {}
+    names = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta")
+    return dict(zip(names, (distance, *(rope["rope_theta"] for rope in ropes)), strict=True))
 
 
 # Inside the layers of torch.nn.TransformerEncoder; embeddings and heads stand outside and may be anything.

@@ -1,7 +1,6 @@
 """What `hf-tfenc export` does: a model as one graph, for ONNX runtimes or for torch itself, compared with the model."""
 
 import contextlib
-import importlib
 import io
 import os
 import shutil
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .. import modeling_tfenc
 from ..configuration_tfenc import TfEncConfig
+from ..extras import require
 from ..pretrained import read_config
 from ..tokenization import load_tokenizer
 
@@ -74,14 +74,6 @@ def export(source: str, out: Path, kind: str) -> list[str]:
         f"Outputs of model and graph differ by {largest:.1e} at most, over batches of {shapes}.",
         f"{out} holds {', '.join(sorted(path.name for path in out.glob('model.*')))}, configuration and tokenizer.",
     ]
-
-
-def require(package: str, extra: str) -> None:
-    """Raise OSError, with the command that mends it, unless an optional package can be imported."""
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise OSError(f"{package} is missing: pip install 'hf_tfenc[{extra}]'.") from error
 
 
 # --- Formats: write the graph, and return what runs it ---------------------------------------------------------------

@@ -84,6 +84,18 @@ class ModelArguments:
 
 
 @dataclass
+class LoraArguments:
+    lora_r: int | None = option(
+        None, "with model_name_or_path: freeze the model, and train adapters of this rank beside its linear layers"
+    )
+    lora_alpha: float | None = option(None, "their scale times the rank; twice the rank if not given")
+    lora_dropout: float = option(0.0, "dropout before them")
+    lora_target_modules: list[str] | None = option(
+        None, "the linear layers that have one, by name; all those in the layers if not given"
+    )
+
+
+@dataclass
 class DataArguments:
     task: str = option("mlm", "what to learn", choices=sorted(TASKS))
     train_file: list[str] | None = option(
@@ -176,7 +188,7 @@ class RunArguments:
 
 
 @dataclass
-class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArguments):
+class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArguments, ModelArguments):
     """All options. What cannot work is refused as soon as they are made."""
 
     def __post_init__(self) -> None:
@@ -193,7 +205,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
-            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
+            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature", "lora_r",
+            "lora_alpha",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -221,6 +234,14 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             self._refuse_for_stream()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
+        if not 0 <= self.lora_dropout < 1:
+            raise OptionError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
+        if self.lora_r is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise OptionError("--lora_alpha, --lora_dropout and --lora_target_modules need --lora_r, the rank.")
+        if self.lora_r and not self.model_name_or_path:
+            raise OptionError("--lora_r is for --model_name_or_path: adapters need a trained model beside them.")
+        if self.lora_r and (self.train_tokenizer or self.tokenizer_name):
+            raise OptionError("--lora_r freezes the embeddings, and another tokenizer wants them trained: choose one.")
         if self.train_tokenizer and self.tokenizer_name:
             raise OptionError("--train_tokenizer and --tokenizer_name exclude each other: choose one.")
         if self.train_tokenizer and not self.model_name_or_path:

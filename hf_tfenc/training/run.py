@@ -18,30 +18,27 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from .. import __version__
-from ..configuration_tfenc import TfEncConfig
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
-from ..presets import preset_config
-from ..pretrained import build, read_pretrained, with_options
 from ..publish.card import data_card, renew_card, write_card
 from ..publish.hub import Uploads
 from ..publish.plots import plot_loss
 from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
-from ..vocabulary import transfer
 from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
 from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, tidy, together, write_text
 from .dry_run import dry_run
 from .evaluation import Evaluation
 from .lock import FolderLock
+from .model import load_best, make_model
 from .monitor import LOG_FILE, Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
@@ -103,6 +100,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
     )
     check_processes(accelerator)
+    if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
+        raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
@@ -133,7 +132,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
     check_rows(rows, model, tokenizer, task.token_columns)
-    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
+    trained = model.num_parameters(only_trainable=True)
+    part = f", {trained:,} of them trained" if args.lora_r else ""
+    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}")
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
@@ -289,103 +290,6 @@ class Texts:
             yield from self.task.texts(batch)
 
 
-def make_model(
-    args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase, saved: Path | None = None
-) -> PreTrainedModel:
-    """The model the options name, or a new one of the preset's shape; with the weights of `saved`, if given.
-
-    Raises:
-        OptionError: the tokenizer has more tokens than the model, or rows are longer than its positions reach.
-        ValueError: the model is neither ours nor one that converts.
-    """
-    overrides = task.config_options | args.parsed_config_overrides()
-    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
-    if args.model_name_or_path is not None:
-        model = pretrained_model(args, task, tokenizer, saved, overrides, **attention)
-    else:
-        config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
-        if saved is None:
-            model = task.auto_class.from_config(config, **attention)
-        else:
-            model, loading = task.auto_class.from_pretrained(
-                saved, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention
-            )
-            other = [name for name, *_ in loading["mismatched_keys"]]
-            if misfits := [*other, *loading["missing_keys"], *loading["unexpected_keys"]]:
-                raise OptionError(
-                    f"{saved} does not fit the model that the options ask for ({misfits[0]} is another, or missing): "
-                    "its shape cannot change on the way, so leave --preset, --config_overrides and --task as they were."
-                )
-    if len(tokenizer) > model.config.vocab_size:
-        raise OptionError(
-            f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
-            "use the model's own tokenizer, or a larger vocab_size."
-        )
-    positions = model.config.max_position_embeddings
-    if args.max_seq_length > positions and model.config.position_embedding_type in ("sinusoidal", "learned"):
-        raise OptionError(
-            f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
-        )
-    return model
-
-
-def pretrained_model(
-    args: Arguments,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    saved: Path | None,
-    overrides: dict[str, Any],
-    **attention: Any,
-) -> PreTrainedModel:
-    """The model `--model_name_or_path`, converted if it is a BERT or a ModernBERT and fitted to a tokenizer not its own.
-
-    With `saved` all this has been done, and the weights are those saved.
-    """
-    name = str(args.model_name_or_path)
-    _, config, weights = read_pretrained(str(saved or name))
-    if saved is None and (args.tokenizer_name or args.train_tokenizer):
-        own = load_tokenizer(name)
-        if own.get_vocab() != tokenizer.get_vocab():
-            weights, overrides = transfer(weights, own, tokenizer), token_options(tokenizer) | overrides
-    model, loading = build(task.auto_class, with_options(config, overrides), weights, **attention)
-    check_shapes(name, [key for key, *_ in loading["mismatched_keys"]])
-    if missing := sorted(loading["missing_keys"]):
-        logger.info("Not in %s, so begun anew: %s.", saved or name, ", ".join(missing))
-    return model
-
-
-def check_kind(name_or_path: str, where: str) -> None:
-    """Raises OptionError, which names `where`, if a model is none of ours."""
-    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
-    if kind != TfEncConfig.model_type:
-        raise OptionError(
-            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are evaluated here: "
-            "choose one of those, or convert it first with hf-tfenc convert."
-        )
-
-
-def check_shapes(weights: Any, other_shapes: list[str]) -> None:
-    """Say that an output layer for other labels begins anew. Raises OptionError where other weights do not fit."""
-    if misfits := [name for name in other_shapes if not name.startswith("classifier.")]:
-        raise OptionError(
-            f"--model_name_or_path {weights}: {misfits[0]} has another shape there than --config_overrides ask for: "
-            "leave the sizes to the model."
-        )
-    if other_shapes:
-        logger.warning("The output layer of %s is for other labels, so it begins anew.", weights)
-
-
-def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
-    """The model at the top of an output folder. Raises RunError where none could be saved there."""
-    if not (folder / "model.safetensors").exists():
-        raise RunError(
-            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and go on with: "
-            f"{launch_command(args)}"
-        )
-    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
-    return task.auto_class.from_pretrained(folder, **attention)
-
-
 def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
     """Where the run begins, found while no other run can change it."""
     if (folder / CONFIG_FILE).exists():
@@ -423,24 +327,6 @@ def prepare_folder(
         return False
     # A killed or abandoned continuation may have put a later one there.
     return put_back(folder, progress.best_step) or not aside
-
-
-def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a new model's configuration takes from the tokenizer and the rows."""
-    return token_options(tokenizer) | {"max_position_embeddings": max(512, args.max_seq_length)}
-
-
-def token_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a configuration takes from a tokenizer."""
-    return {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-    }
 
 
 def finish(

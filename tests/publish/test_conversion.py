@@ -80,7 +80,7 @@ def test_a_checkpoint_comes_here_and_goes_back_unchanged(tmp_path, tokenizer, fa
     assert largest_difference(report) < 1e-5
     assert_same_files(tmp_path / "theirs", tmp_path / "back")
     back = type(theirs).from_pretrained(tmp_path / "back")
-    same = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+    same = {"_name_or_path", "transformers_version", "dtype", "architectures", "global_attn_every_n_layers"}
     then, now = theirs.config.to_dict(), back.config.to_dict()
     assert {k: v for k, v in now.items() if k not in same} == {k: v for k, v in then.items() if k not in same}
     for folder in ("ours", "back"):
@@ -118,6 +118,8 @@ def test_what_is_served_loads_without_us_and_without_remote_code(tmp_path, token
         convert(str(tmp_path / preset), tmp_path / family, family)
         assert not list((tmp_path / family).glob("*.py"))
         assert "auto_map" not in json.loads((tmp_path / family / "config.json").read_text())
+        tokenizer_options = json.loads((tmp_path / family / "tokenizer_config.json").read_text())
+        assert tokenizer_options["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
         expected[family] = model.eval()(**inputs).logits.detach()
     done = subprocess.run([sys.executable, "-c", SERVED], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 import hf_tfenc
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.conversion import convert
 from hf_tfenc.publish.sentence_transformers import write_modules
+
+library = pytest.importorskip("sentence_transformers", reason="needs the extra sentence-transformers")
 
 TEXTS = ["the cat", "the old fox never forgets the river. my neighbour draws a red house.", "3:"]
 
@@ -32,7 +32,7 @@ def make(tmp_path, tokenizer):
 
 
 def vectors_of(folder):
-    return torch.from_numpy(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+    return torch.from_numpy(library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -69,24 +69,27 @@ def test_an_activation_that_cannot_be_named_leaves_nothing_wrong_behind(make):
 
 
 def test_its_trainer_fine_tunes_our_model(make, tmp_path, texts):
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
     _, folder = make("modern-tiny", pooling="mean")
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = library.SentenceTransformer(str(folder), device="cpu")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows = Dataset.from_dict({"anchor": [text[:20] for text in texts[:32]], "positive": texts[:32]})
-    arguments = SentenceTransformerTrainingArguments(
+    arguments = library.SentenceTransformerTrainingArguments(
         str(tmp_path / "out"),
         max_steps=3,
+        logging_steps=1,
         per_device_train_batch_size=8,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(model, arguments, rows, loss=MultipleNegativesRankingLoss(model))
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    trainer = library.SentenceTransformerTrainer(model, arguments, rows, loss=MultipleNegativesRankingLoss(model))
     trainer.train()
-    assert all(torch.isfinite(torch.tensor(losses)))
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert len(losses) == 3 and torch.isfinite(torch.tensor(losses)).all()
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 2
     model.save(str(tmp_path / "saved"))
-    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(TEXTS)
+    again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(TEXTS)
     torch.testing.assert_close(torch.from_numpy(again), torch.from_numpy(model.encode(TEXTS)))

@@ -16,7 +16,6 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2Config,
     pipeline,
@@ -248,13 +247,6 @@ def test_texts_for_a_tokenizer_are_read_anew_each_time():
     assert not isinstance(texts, Iterator)  # which a tokenizer would have to keep
 
 
-def test_rows_up_to_an_odd_limit_of_positions_train(tiny_argv, train_file, tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes = json.dumps(sizes | {"max_position_embeddings": 20})
-    main(tiny_argv(train_file=train_file, max_steps=2, max_seq_length=20, config_overrides=sizes))
-    assert (tmp_path / "out" / "metrics.json").exists()
-
-
 def test_a_run_can_start_from_another_ones_model(finished, tmp_path, capsys):
     args, metrics = finished
     start = vars(args) | {"model_name_or_path": args.output_dir, "output_dir": str(tmp_path / "more")}
@@ -428,28 +420,3 @@ def test_a_mistake_is_all_that_the_real_command_prints(command):
     done = command(TRAIN, "--learning_rat", 1)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: --learning_rat is not an option. Did you mean --learning_rate?\n"
-
-
-@pytest.mark.parametrize("names", [["cat", "dog", "fox"], ["a", "b"]])
-def test_a_run_for_other_labels_begins_its_output_layer_anew(tiny, tmp_path, texts, capsys, names):
-    def start(labels, **options):
-        rows = {"text": texts, "label": [labels[number % len(labels)] for number in range(len(texts))]}
-        Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
-        args = tiny(
-            task="sequence-classification", train_file=[str(tmp_path / "rows.parquet")], max_steps=2, **options
-        )
-        run(args)
-        return AutoModelForSequenceClassification.from_pretrained(args.output_dir)
-
-    first = start(["x", "y"])
-    options = {"model_name_or_path": str(tmp_path / "out"), "output_dir": str(tmp_path / "more")}
-    capsys.readouterr()
-    second = start(names, **options, learning_rate=1e-9)
-    assert list(second.config.id2label.values()) == names and second.classifier.out_features == len(names)
-    torch.testing.assert_close(
-        second.model.embeddings.embed_tokens.weight, first.model.embeddings.embed_tokens.weight, atol=1e-5, rtol=1e-3
-    )
-    with pytest.raises(ValueError, match=r"has another shape there than --config_overrides ask for"):
-        start(
-            names, **options | {"output_dir": str(tmp_path / "other"), "config_overrides": '{"intermediate_size": 64}'}
-        )

@@ -1,4 +1,4 @@
-"""Training goes on from a BERT or a ModernBERT, with its own tokenizer or another one, and resumes as any run does."""
+"""A run makes its model, or goes on from another one: ours, a BERT or a ModernBERT, with its tokenizer or a new one."""
 
 import json
 import shutil
@@ -133,6 +133,39 @@ def test_a_rotary_encoder_reads_longer_rows_with_another_base(pretrained, start)
     bases = {kind: parameters["rope_theta"] for kind, parameters in config.rope_parameters.items()}
     theirs = theirs.config.rope_parameters["sliding_attention"]["rope_theta"]
     assert bases == {"full_attention": 5e5} | ({"sliding_attention": theirs} if len(bases) > 1 else {})
+
+
+def test_rows_up_to_an_odd_limit_of_positions_train(tiny, tmp_path, texts):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = json.dumps(sizes | {"max_position_embeddings": 20})
+    (tmp_path / "train.txt").write_text("\n".join(texts))
+    files = {"train_file": [str(tmp_path / "train.txt")]}
+    assert run(tiny(**files, max_steps=2, max_seq_length=20, config_overrides=sizes))["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "fox"], ["a", "b"]])
+def test_a_run_for_other_labels_begins_its_output_layer_anew(tiny, tmp_path, texts, capsys, names):
+    def start(labels, **options):
+        rows = {"text": texts, "label": [labels[number % len(labels)] for number in range(len(texts))]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+        args = tiny(
+            task="sequence-classification", train_file=[str(tmp_path / "rows.parquet")], max_steps=2, **options
+        )
+        run(args)
+        return transformers.AutoModelForSequenceClassification.from_pretrained(args.output_dir)
+
+    first = start(["x", "y"])
+    options = {"model_name_or_path": str(tmp_path / "out"), "output_dir": str(tmp_path / "more")}
+    capsys.readouterr()
+    second = start(names, **options, learning_rate=1e-9)
+    assert list(second.config.id2label.values()) == names and second.classifier.out_features == len(names)
+    torch.testing.assert_close(
+        second.model.embeddings.embed_tokens.weight, first.model.embeddings.embed_tokens.weight, atol=1e-5, rtol=1e-3
+    )
+    with pytest.raises(ValueError, match=r"has another shape there than --config_overrides ask for"):
+        start(
+            names, **options | {"output_dir": str(tmp_path / "other"), "config_overrides": '{"intermediate_size": 64}'}
+        )
 
 
 def test_what_does_not_go_together_is_refused(tiny):
