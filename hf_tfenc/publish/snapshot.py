@@ -62,8 +62,8 @@ def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False)
         for path in public_files(folder, include_checkpoints):
             target = beside / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            if path.name == CONFIG_FILE:
-                target.write_text(public_options((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
+            if rewrite := REWRITTEN.get(path.name):
+                target.write_text(rewrite((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
             elif path.name != LOG_FILE and (folder / path).stat().st_size >= LARGE:
                 _link(folder / path, target)
             else:
@@ -101,6 +101,17 @@ def public_options(text: str) -> str:
         elif value is not None:
             options[name] = Path(value).name if name in PATH_OPTIONS else public_name(value)
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def public_adapter(text: str) -> str:
+    """The same of an adapter_config.json."""
+    config = json.loads(text)
+    if base := config.get("base_model_name_or_path"):
+        config["base_model_name_or_path"] = public_name(base)
+    return json.dumps(config, indent=2) + "\n"
+
+
+REWRITTEN = {CONFIG_FILE: public_options, "adapter_config.json": public_adapter}
 
 
 def card_for(folder: Path, repo_id: str) -> str | None:

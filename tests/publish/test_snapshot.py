@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from hf_tfenc.publish.snapshot import LARGE, public_files, public_options, snapshot
+from hf_tfenc.publish.snapshot import LARGE, public_adapter, public_files, public_options, snapshot
 from hf_tfenc.training.arguments import Arguments
 
 PUBLIC = {
@@ -91,6 +91,14 @@ def test_a_failure_leaves_nothing_behind(folder):
     with pytest.raises(ValueError, match=r"train_config\.yaml is no YAML"), snapshot(folder, "ada/mine"):
         pass
     assert not [path for path in folder.iterdir() if path.name.startswith(".saving-") and path.name != ".saving-abc"]
+
+
+@pytest.mark.parametrize(
+    ("base", "public"), [("/home/ada/secret/letters", "letters"), ("ada/letters",) * 2, (None, None)]
+)
+def test_adapters_name_their_model_without_its_folder(base, public):
+    config = {"r": 4, "base_model_name_or_path": base}
+    assert json.loads(public_adapter(json.dumps(config))) == {"r": 4, "base_model_name_or_path": public}
 
 
 def test_options_lose_the_folders_of_this_machine_and_still_run(tmp_path):
