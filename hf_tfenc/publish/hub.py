@@ -1,10 +1,12 @@
 """Uploads to the Hub: of a folder by `hf-tfenc push`, and of a run's folder while the run goes on."""
 
 import logging
+import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from .upload import UploadError, upload
 
 logger = logging.getLogger(__name__)
 
+SECONDS_BETWEEN = 60.0  # the beginnings of two uploads of a run, for the Hub takes some hundred commits an hour
 MODEL_FILES = ("config.json", "adapter_config.json")
 UPLOAD = Path(__file__).with_name("upload.py")
 
@@ -58,6 +61,7 @@ class Uploads:
         self.process: subprocess.Popen[bytes] | None = None
         self.under_way: Path | None = None  # the snapshot that is being uploaded
         self.waiting: tuple[Path, str] | None = None  # a snapshot and its message
+        self.began = -math.inf
         self.said: set[str] = set()
 
     def offer(self, message: str) -> None:
@@ -77,9 +81,8 @@ class Uploads:
     def poll(self) -> None:
         """See whether an upload has ended, and begin the next one. It takes no time."""
         if self.process is not None and self.process.poll() is not None:
-            ended, said = self._ended()
-            self._say_once(logging.INFO, said) if ended else self._failed(said)
-        if self.process is None and self.waiting is not None:
+            self._conclude()
+        if self.process is None and self.waiting is not None and time.monotonic() - self.began >= SECONDS_BETWEEN:
             (taken, message), self.waiting = self.waiting, None
             try:
                 self._begin(taken, message)
@@ -93,7 +96,7 @@ class Uploads:
             one sentence: where it is, or why it is not. A failure loses nothing: the folder stays as it is.
         """
         if self.process is not None:
-            self._ended()
+            self._conclude()
         self.close()
         try:
             self._begin(take_snapshot(self.folder, self.repo_id, self.checkpoints), "Upload model")
@@ -124,6 +127,7 @@ class Uploads:
         self.close()
 
     def _begin(self, taken: Path, message: str) -> None:
+        self.began = time.monotonic()
         # A file and no module, for the package takes seconds to import; -P, for beside it lie names of other packages.
         command = [sys.executable, "-P", str(UPLOAD), str(taken), self.repo_id, self.visibility, message]
         try:
@@ -139,6 +143,11 @@ class Uploads:
             shutil.rmtree(taken, ignore_errors=True)
             raise
         self.under_way = taken
+
+    def _conclude(self) -> None:
+        """Wait for the upload that is under way, and say what came of it."""
+        ended, said = self._ended()
+        self._say_once(logging.INFO, said) if ended else self._failed(said)
 
     def _ended(self) -> tuple[bool, str]:
         """Clear up after an upload. Whether it went well, and the sentence that it said."""

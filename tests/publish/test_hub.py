@@ -13,6 +13,11 @@ from hf_tfenc.publish.hub import Uploads
 from hf_tfenc.training.arguments import Arguments
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("hf_tfenc.publish.hub.SECONDS_BETWEEN", 0.0)
+
+
 @pytest.fixture
 def args(tmp_path):
     """Of a run whose folder holds a model."""
@@ -67,6 +72,18 @@ def test_one_upload_at_a_time_and_of_several_changes_the_last(hub, args, tmp_pat
     assert repository.files["model.safetensors"] == b"weights after step 3"
     assert repository.files.keys() == {".gitattributes", "config.json", "model.safetensors"}
     assert not remains(args()) and caplog.messages == [f"Uploaded to {hub.endpoint}/ada/mine, private."]
+
+
+def test_uploads_are_some_time_apart_but_the_last_one(hub, args, monkeypatch):
+    monkeypatch.setattr("hf_tfenc.publish.hub.SECONDS_BETWEEN", 1000.0)
+    with Uploads(args()) as uploads:
+        for step in (1, 2):
+            uploads.offer(f"Step {step}")
+            wait_for(uploads, lambda: uploads.process is None)
+        assert uploads.waiting is not None and hub.repositories["ada/mine"].commits == ["Step 1"]
+        (Path(args().output_dir) / "config.json").write_text('{"new": 1}')
+        uploads.finish()
+    assert hub.repositories["ada/mine"].commits == ["Step 1", "Upload model"] and not remains(args())
 
 
 def test_checkpoints_go_up_where_they_are_asked_for(hub, args):
