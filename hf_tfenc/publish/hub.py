@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -105,17 +106,19 @@ class Uploads:
             ended, said = False, str(error).rstrip(".")
         if ended:
             return said
-        public = " --public" * (self.visibility == "public") + " --include_checkpoints" * self.checkpoints
+        command = ["hf-tfenc", "push", str(self.folder), "--hub_model_id", self.repo_id]
+        command += ["--public"] * (self.visibility == "public") + ["--include_checkpoints"] * self.checkpoints
         return (
             f"The upload to {self.repo_id} failed: {said}. The model is whole in {self.folder}, and this uploads what "
-            f"is missing: hf-tfenc push {self.folder} --hub_model_id {self.repo_id}{public}"
+            f"is missing: {shlex.join(command)}"
         )
 
     def close(self) -> None:
         """Cut an upload that is under way, and remove what was to be uploaded."""
         if self.process is not None:
-            self.process.kill()
-            self._ended()
+            with self.process as process:
+                process.kill()
+            self._clear()
         if self.waiting is not None:
             shutil.rmtree(self.waiting[0], ignore_errors=True)
             self.waiting = None
@@ -127,7 +130,7 @@ class Uploads:
         self.close()
 
     def _begin(self, taken: Path, message: str) -> None:
-        self.began = time.monotonic()
+        self.under_way, self.began = taken, time.monotonic()
         # A file and no module, for the package takes seconds to import; -P, for beside it lie names of other packages.
         command = [sys.executable, "-P", str(UPLOAD), str(taken), self.repo_id, self.visibility, message]
         try:
@@ -140,9 +143,8 @@ class Uploads:
                 start_new_session=True,  # so that Ctrl-C is for the run, which then ends it
             )
         except OSError:
-            shutil.rmtree(taken, ignore_errors=True)
+            self._clear()
             raise
-        self.under_way = taken
 
     def _conclude(self) -> None:
         """Wait for the upload that is under way, and say what came of it."""
@@ -150,17 +152,23 @@ class Uploads:
         self._say_once(logging.INFO, said) if ended else self._failed(said)
 
     def _ended(self) -> tuple[bool, str]:
-        """Clear up after an upload. Whether it went well, and the sentence that it said."""
-        assert self.process is not None and self.under_way is not None
+        """Wait for the upload that is under way. Whether it went well, and the sentence that it said."""
+        assert self.process is not None
         with self.process as process:  # its pipes are closed when it has ended, for it ends with the first of them
             lines = process.stdout.read().decode(errors="replace").splitlines() if process.stdout else []
             status = process.wait()
-        shutil.rmtree(self.under_way, ignore_errors=True)
-        self.process = self.under_way = None
+        self._clear()
         return status == 0, lines[-1] if lines else f"its process ended with {status}"
 
+    def _clear(self) -> None:
+        if self.under_way is not None:
+            shutil.rmtree(self.under_way, ignore_errors=True)
+        self.process = self.under_way = None
+
     def _failed(self, reason: str) -> None:
-        self._say_once(logging.WARNING, f"The upload to {self.repo_id} failed, and training goes on: {reason}.")
+        self._say_once(
+            logging.WARNING, f"The upload to {self.repo_id} failed, and training goes on: {reason.rstrip('.')}."
+        )
 
     def _say_once(self, level: int, text: str) -> None:
         if text not in self.said:

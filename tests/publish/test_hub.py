@@ -1,6 +1,9 @@
 """Uploads while a run goes on: one at a time, the newest state, and never a reason to stop."""
 
 import logging
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 from hf_tfenc.cli import app
 from hf_tfenc.publish.hub import Uploads
 from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.signals import Interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +148,30 @@ def test_an_upload_ends_with_its_run(hub, args, how):
     assert process.poll() is not None and not remains(args())
     hub.open.set()
     assert hub.repositories["ada/mine"].commits == []
+
+
+def test_a_signal_ends_the_wait_for_the_last_upload(hub, args):
+    """As a run that is told to stop does: by an exception from wherever it is."""
+
+    def stop(*_):
+        raise Interrupted("stopped")
+
+    def send():
+        while not any(request.startswith("PUT") for request in hub.requests):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    hub.open.clear()
+    before = signal.signal(signal.SIGUSR1, stop)
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(Interrupted), Uploads(args(hub_strategy="end")) as uploads:
+            uploads.finish()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        hub.open.set()
+    assert uploads.process is None and not remains(args())
 
 
 # --- hf-tfenc push ---------------------------------------------------------------------------------------------------
