@@ -9,6 +9,7 @@ Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads,
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.generation import GenerationMixin
-from torch.nn.attention.varlen import varlen_attn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     AttentionMaskInterface,
@@ -238,9 +239,9 @@ class Unpadding(NamedTuple):
     cu_seq_lens: Tensor
     max_length: int
 
-    def take(self, padded: Tensor | None) -> Tensor | None:
+    def take(self, padded: Tensor) -> Tensor:
         """(batch, length, ...) -> (1, tokens, ...)"""
-        return None if padded is None else padded.flatten(0, 1)[self.places][None]
+        return padded.flatten(0, 1)[self.places][None]
 
     def put_back(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(1, tokens, ...) -> (batch, length, ...), zero where there was padding."""
@@ -391,8 +392,10 @@ def varlen_attention_forward(
         )
     causal, reach = bool(module.is_causal), -1 if sliding_window is None else sliding_window - 1
     if no_varlen_kernel(query.device, query.dtype, query.shape[-1], dropout) is None:
-        heads = varlen_attn(
-            *(states[0].transpose(0, 1) for states in (query, key, value)),
+        heads: Tensor = varlen_attn(  # type: ignore[assignment]  # a tensor, where nothing else is asked for
+            query[0].transpose(0, 1),  # (tokens, heads, head_dim)
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
             cu_seq_lens_q,
             cu_seq_lens_q,
             max_length_q or query.shape[2],
@@ -402,13 +405,14 @@ def varlen_attention_forward(
         )
         return heads[None], None
     parts = []
-    ends = cu_seq_lens_q.tolist()
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
         if start == end:
             continue
         windowed = -1 < reach < end - start - 1
         attended = F.scaled_dot_product_attention(
-            *(states[:, :, start:end] for states in (query, key, value)),
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
             attn_mask=window_mask(end - start, reach, causal, query.device) if windowed else None,
             dropout_p=dropout,
             is_causal=causal and not windowed,
@@ -737,8 +741,11 @@ class TfEncModel(TfEncPreTrainedModel):
         elif varlen and not is_tracing() and not kwargs.get("output_hidden_states", config.output_hidden_states):
             unpadding = find_padding(attention_mask)
         if unpadding is not None:
-            input_ids, inputs_embeds = unpadding.take(input_ids), unpadding.take(inputs_embeds)
-            token_type_ids, position_ids = unpadding.take(token_type_ids), unpadding.take(position_ids.expand(shape))
+            position_ids = unpadding.take(position_ids.expand(shape))
+            input_ids, inputs_embeds, token_type_ids = (
+                None if padded is None else unpadding.take(padded)
+                for padded in (input_ids, inputs_embeds, token_type_ids)
+            )
             cu_seq_lens_q, kwargs["max_length_q"] = unpadding.cu_seq_lens, unpadding.max_length
         if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
@@ -766,7 +773,9 @@ class TfEncModel(TfEncPreTrainedModel):
         head_dim = config.hidden_size // config.num_attention_heads
         reason = no_varlen_kernel(device, dtype, head_dim, config.attention_dropout if self.training else 0.0)
         if reason and device.type == "cuda":
-            logger.warning_once(f"varlen {reason}: each sequence is attended to by itself, which is equal, and slower.")
+            logger.warning_once(
+                f"varlen {reason}: each sequence is attended to by itself, which is equal, and slower."
+            )
         return reason is None or not is_tracing()
 
     def check_inputs(self, shape: tuple[int, ...], ids: Ids, mask: Ids, positions: Ids, segments: Ids) -> None:

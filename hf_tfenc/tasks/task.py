@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..data.batching import Arrangement, PaddedBins
 from ..data.sources import Column
 from ..presets import preset_config
 from ..tokenization import tokenizer_digest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and numbers that are the same for every batch
 PREDICTED_DIGITS = 5
 
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
@@ -88,6 +89,19 @@ class Task(ABC):
     @abstractmethod
     def collator(self, training: bool) -> Callable[[list[dict[str, Any]]], Batch]:
         """From a list of encoded rows to a batch."""
+
+    def training_batches(self, lengths: np.ndarray) -> tuple[Arrangement, Callable[[list[dict[str, Any]]], Batch]]:
+        """How training rows make micro-batches: which of them, and how these become tensors.
+
+        Args:
+            lengths: (rows,), tokens of each row; none of a stream, where nobody knows them yet
+        """
+        return PaddedBins(self.args.per_device_train_batch_size), self.collator(training=True)
+
+    def count_tokens(self, batch: Batch) -> int:
+        """How many tokens of a batch are none of padding."""
+        real = batch.get("attention_mask")
+        return int((batch["input_ids"] != self.tokenizer.pad_token_id if real is None else real).sum())
 
     # --- Loss and metrics ---
 

@@ -34,6 +34,7 @@ TASK_OPTIONS = {
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
     "streaming": ("causal-lm", "mlm"),
+    "packing": ("causal-lm", "mlm"),
 }
 STREAM_EVALUATIONS = 10  # of a run, where its epochs have no end that could be foreseen
 # Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
@@ -70,7 +71,9 @@ class ModelArguments:
     config_overrides: str | None = option(
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )
-    attn_implementation: str | None = option(None, "sdpa, eager, flex_attention or flash_attention_2")
+    attn_implementation: str | None = option(
+        None, "varlen (if not given), sdpa, eager, flex_attention, flash_attention_2"
+    )
     tokenizer_name: str | None = option(None, "use this tokenizer (folder or Hub id) and do not train one")
     tokenizer_type: Literal["byte-level-bpe", "wordpiece"] = option("byte-level-bpe", "the tokenizer to train")
     vocab_size: int = option(4096, "tokens of the tokenizer to train, special ones included")
@@ -114,7 +117,13 @@ class DataArguments:
 
 @dataclass
 class OptimizationArguments:
+    packing: Literal["padded", "packed"] = option(
+        "padded", "rows of a micro-batch padded to the longest, or packed one after another: for mlm and causal-lm"
+    )
     per_device_train_batch_size: int = option(16, "rows of a micro-batch")
+    tokens_per_batch: int | None = option(
+        None, "tokens of a packed micro-batch; if not given, per_device_train_batch_size rows of max_seq_length"
+    )
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
     num_train_epochs: int | None = option(
@@ -175,7 +184,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
 
     def _refuse(self) -> None:
         positive = (
-            "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "vocab_size", "max_seq_length", "per_device_train_batch_size", "tokens_per_batch", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
             "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
@@ -200,15 +209,34 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():
-            if getattr(self, name) not in (None, False, "token") and self.task not in tasks:
+            if getattr(self, name) not in (None, False, "token", "padded") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
         if self.streaming:
             self._refuse_for_stream()
+        self._refuse_for_packing()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
         self.parsed_config_overrides()
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of a packed micro-batch."""
+        return self.tokens_per_batch or self.per_device_train_batch_size * self.max_seq_length
+
+    def _refuse_for_packing(self) -> None:
+        if self.packing == "padded":
+            if self.tokens_per_batch is not None:
+                raise OptionError("--tokens_per_batch is for --packing packed: without it, a batch has rows.")
+            return
+        if self.streaming:
+            raise OptionError("--packing packed needs to know how long rows are, and nobody knows it of a stream.")
+        if self.packed_tokens < self.max_seq_length:
+            raise OptionError(
+                f"--tokens_per_batch {self.tokens_per_batch} is less than a row of --max_seq_length "
+                f"{self.max_seq_length} tokens: raise it."
+            )
 
     def _refuse_for_stream(self) -> None:
         if self.train_file is None and self.dataset_name is None:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
@@ -149,17 +150,20 @@ class Trainer:
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
         processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-        order = (args.per_device_train_batch_size, args.seed, args.gradient_accumulation_steps)
         self.train_bins: TrainingBins | StreamedBins
+        lengths = np.array([], dtype=np.int64)
+        if isinstance(train_rows, Dataset):
+            lengths = train_rows.with_format("numpy")["length"][:]
+        arrangement, self.collate = task.training_batches(lengths)
+        order = (arrangement, args.seed, args.gradient_accumulation_steps)
         if isinstance(train_rows, EncodedStream):
             bookmark = self.progress.bookmark
             self.train_bins = StreamedBins(train_rows, *order, **processes, bookmark=bookmark, gather=gather_object)
             self.train_loader = self.loader(StreamedRows())
         else:
-            self.train_bins = TrainingBins(train_rows.with_format("numpy")["length"][:], *order, **processes)
+            self.train_bins = TrainingBins(lengths, *order, **processes)
             self.train_loader = self.loader(EncodedRows(train_rows))
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
-        self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
         model.to(accelerator.device)
@@ -174,11 +178,14 @@ class Trainer:
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
         assert isinstance(self.train_bins, TrainingBins)  # a stream has max_steps
-        epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
-        return max(
-            0,
-            (epochs - 1) * self.train_bins.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins),
-        )
+        first, consumed = self.progress.epoch, self.progress.consumed_bins
+        epochs = range(first, self.args.num_train_epochs or self.task.epochs)
+        return sum(self.train_bins.steps(epoch, consumed if epoch == first else 0) for epoch in epochs)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of the first epoch, which others hardly differ from; of a stream nobody knows it."""
+        return self.train_bins.steps(0) if isinstance(self.train_bins, TrainingBins) else None
 
     def loader(self, rows: torch.utils.data.Dataset) -> DataLoader:
         """Training batches. Accelerate shards no loader: the bins are this process's own already."""
@@ -186,7 +193,7 @@ class Trainer:
         return DataLoader(
             rows,
             batch_sampler=self.train_bins,
-            collate_fn=self.task.collator(training=True),
+            collate_fn=self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -195,7 +202,11 @@ class Trainer:
         )
 
     def on_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        device = self.accelerator.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
 
     # --- Training ---
 
@@ -260,7 +271,7 @@ class Trainer:
     def step(self, batches: list[Batch]) -> bool:
         """One optimizer step. Whether the run is to stop after it."""
         progress = self.progress
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(map(self.task.count_tokens, batches))
         batches = [self.on_device(batch) for batch in batches]
         result = training_step(
             self.accelerator,

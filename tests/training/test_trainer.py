@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 
-from hf_tfenc.data.batching import epoch_bins
+from hf_tfenc.data.batching import PaddedBins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
@@ -218,7 +218,7 @@ def test_epochs_average_over_items(make_trainer, tmp_path):
     rows, task = EncodedRows(trainer.train_loader.dataset.rows), trainer.task
     lengths = np.array([len(ids) for ids in rows.rows["input_ids"]])
     for epoch in range(3):
-        bins = epoch_bins(lengths, 8, 5, epoch)
+        bins = PaddedBins(8)(lengths, 5, epoch)
         batches = [task.collator(training=True)(rows.__getitems__([(epoch, row) for row in bin])) for bin in bins]
         items = [task.count_items(batch).item() for batch in batches]
         of_epoch = [record for record in records if "loss" in record and epoch < record["epoch"] <= epoch + 1]
@@ -359,7 +359,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_rows(make_tra
     before = [seen[index] for index in range(0, 10, 2)]  # each step
     assert before[2].equal(before[3]) and not any(before[i].equal(before[i + 1]) for i in (0, 1, 3))
     (skipped,) = [record for record in records if record.get("skipped")]
-    bins = epoch_bins(np.array(trainer.train_bins.lengths), 4, 42, 0)
+    bins = PaddedBins(4)(np.array(trainer.train_bins.lengths), 42, 0)
     assert skipped == {"step": 3, "skipped": True, "loss": None, "rows": [int(r) for b in bins[4:6] for r in b]}
     assert [record["loss"] is None for record in records if "grad_norm" in record] == [i == 2 for i in range(5)]
 
