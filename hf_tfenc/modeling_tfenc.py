@@ -642,10 +642,6 @@ class TfEncPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": TfEncLayer, "attentions": TfEncAttention}
 
-    def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
-        """`varlen`, where no other is asked for."""
-        return super().get_correct_attn_implementation(requested_attention or "varlen", *args, **kwargs)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std, config = self.config.initializer_range, self.config

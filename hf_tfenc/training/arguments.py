@@ -72,7 +72,7 @@ class ModelArguments:
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )
     attn_implementation: str | None = option(
-        None, "varlen (if not given), sdpa, eager, flex_attention, flash_attention_2"
+        None, "sdpa (if not given), varlen, eager, flex_attention or flash_attention_2"
     )
     tokenizer_name: str | None = option(None, "use this tokenizer (folder or Hub id) and do not train one")
     tokenizer_type: Literal["byte-level-bpe", "wordpiece"] = option("byte-level-bpe", "the tokenizer to train")

@@ -21,11 +21,6 @@ def widths(model):
     return seen
 
 
-def test_it_is_the_default():
-    assert TfEncModel(tiny()).config._attn_implementation == "varlen"
-    assert TfEncModel._from_config(tiny(), attn_implementation="sdpa").config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("corner", CORNERS)
