@@ -44,5 +44,5 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(error $(PYTHON) cannot make virtual environments: install its venv package, on Debian and Ubuntu with \
 	"apt install $(shell $(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')", and try again))
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -c $(CONSTRAINTS) -e ".[train,dev]"
+	$(VENV)/bin/pip install -c $(CONSTRAINTS) -e ".[all,dev]"
 	@rm -f $(VENV)/.installed-* && touch $@

@@ -20,9 +20,10 @@ from .tokenization import HUB_ID, load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
 from .training.checkpointing import write_text
 from .training.evaluation import Evaluation
+from .training.model import attention_options, check_kind
 from .training.preflight import check_folder, check_rows
 from .training.resume import CONFIG_FILE, METRICS_FILE
-from .training.run import check_kind, device_text, ending_well, quiet_libraries, set_threads, source_of
+from .training.run import device_text, ending_well, quiet_libraries, set_threads, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,11 @@ def load_model(args: Arguments, task: Task) -> PreTrainedModel:
     Raises:
         OptionError: it has no head for this task.
     """
-    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what is missing is said below, and what another head needs is no news
-    model, loading = task.auto_class.from_pretrained(args.model_name_or_path, output_loading_info=True, **attention)
+    model, loading = task.auto_class.from_pretrained(
+        args.model_name_or_path, output_loading_info=True, **attention_options(args)
+    )
     transformers_logging.set_verbosity(verbosity)
     if missing := sorted(loading["missing_keys"]):
         raise OptionError(

@@ -299,7 +299,7 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
     if config.pooling == "none":
         raise ValueError("ModernBERT has pooling cls or mean and this model none; it stays here.")
     window = {} if config.sliding_window is None else {"local_attention": 2 * config.sliding_window}
-    return ModernBertConfig(
+    modern = ModernBertConfig(
         **_copied(config, MODERNBERT_SHARED),
         **window,
         norm_eps=config.layer_norm_eps,
@@ -308,3 +308,89 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
         classifier_pooling=config.pooling,
         rope_parameters={kind: dict(parameters) for kind, parameters in (config.rope_parameters or {}).items()},
     )
+    for name, value in _older_names(modern).items():
+        setattr(modern, name, value)
+    return modern
+
+
+def _older_names(modern: ModernBertConfig) -> dict[str, Any]:
+    """What transformers 4, and servers in other languages, read in place of `layer_types` and `rope_parameters`.
+
+    Empty where they cannot say it: every n-th layer, from the first one on, sees all, each kind with a base of its own.
+    """
+    whole = [kind == "full_attention" for kind in modern.layer_types]
+    distance = next((n for n in range(1, len(whole) + 1) if whole == [i % n == 0 for i in range(len(whole))]), None)
+    ropes = [modern.rope_parameters[kind] for kind in ("full_attention", "sliding_attention")]
+    if distance is None or any(rope.get("rope_type", "default") != "default" for rope in ropes):
+        return {}
+    names = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta")
+    return dict(zip(names, (distance, *(rope["rope_theta"] for rope in ropes)), strict=True))
+
+
+# Inside the layers of torch.nn.TransformerEncoder; embeddings and heads stand outside and may be anything.
+TORCH_CORNER: dict[str, Any] = {
+    "first_attention_norm": True,
+    "gated_mlp": False,
+    "is_causal": False,
+    "sliding_window": None,
+}
+TORCH_ACTIVATIONS = ("relu", "gelu")
+
+
+def to_torch_arguments(config: TfEncConfig) -> dict[str, Any]:
+    """The `torch.nn.TransformerEncoderLayer` that computes what our layers compute, `num_layers` and `final_norm`.
+
+    Raises:
+        ValueError: none does; the option is named.
+    """
+    family = "torch.nn.TransformerEncoder"
+    _refuse_outside(config, TORCH_CORNER, family)
+    if config.position_embedding_type == "rotary":
+        raise ValueError(f"{family} has no position_embedding_type 'rotary' inside its layers; this model stays here.")
+    if config.hidden_act not in TORCH_ACTIVATIONS:
+        raise ValueError(
+            f"{family} has hidden_act {' or '.join(TORCH_ACTIVATIONS)} and this model {config.hidden_act!r}; "
+            "it stays here."
+        )
+    if len({config.attention_bias, config.mlp_bias, config.norm_bias}) > 1:
+        raise ValueError(
+            f"{family} has attention_bias, mlp_bias and norm_bias all alike and this model "
+            f"{config.attention_bias}, {config.mlp_bias} and {config.norm_bias}; it stays here."
+        )
+    return {
+        "d_model": config.hidden_size,
+        "nhead": config.num_attention_heads,
+        "dim_feedforward": config.intermediate_size,
+        "dropout": config.hidden_dropout,
+        "activation": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+        "batch_first": True,
+        "norm_first": config.norm_position == "pre",
+        "bias": config.attention_bias,
+        "num_layers": config.num_hidden_layers,
+        "final_norm": config.final_norm,
+    }
+
+
+def from_torch_config(state: Mapping[str, Tensor], options: dict[str, Any]) -> TfEncConfig:
+    """The configuration of our encoder for a state dict of `torch.nn.TransformerEncoder`.
+
+    Sizes and biases are read from the weights. The rest is the textbook encoder, with `options` over it.
+
+    Raises:
+        ValueError: no such state dict, or no `num_attention_heads` in `options`: weights do not tell it.
+    """
+    first = "layers.0.self_attn.in_proj_weight"
+    if first not in state:
+        raise ValueError(f"The state dict has no {first}: save that of the torch.nn.TransformerEncoder itself.")
+    if not {"num_attention_heads", "nhead"} & options.keys():
+        raise ValueError("Weights do not tell the number of heads: give num_attention_heads in --config_overrides.")
+    bias = "layers.0.linear1.bias" in state
+    read = {
+        "hidden_size": state[first].shape[1],
+        "intermediate_size": state["layers.0.linear1.weight"].shape[0],
+        "num_hidden_layers": len({key.split(".")[1] for key in state if key.startswith("layers.")}),
+        "final_norm": "norm.weight" in state,
+        **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), bias),
+    }
+    return TfEncConfig(**read | options)

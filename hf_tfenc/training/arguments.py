@@ -66,7 +66,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 class ModelArguments:
     preset: str = option("modern-tiny", "a named configuration", choices=sorted(PRESETS))
     model_name_or_path: str | None = option(
-        None, "start from this checkpoint (folder or Hub id) and not from a preset"
+        None, "start from this checkpoint (folder or Hub id; a BERT or ModernBERT too) and not from a preset"
     )
     config_overrides: str | None = option(
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
@@ -74,9 +74,26 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "sdpa (if not given), varlen, eager, flex_attention or flash_attention_2"
     )
-    tokenizer_name: str | None = option(None, "use this tokenizer (folder or Hub id) and do not train one")
+    tokenizer_name: str | None = option(
+        None, "use this tokenizer (folder or Hub id) and do not train one; a model that has another is fitted to it"
+    )
+    train_tokenizer: bool = option(
+        False, "with model_name_or_path: train a tokenizer on the training text all the same, and fit the model to it"
+    )
     tokenizer_type: Literal["byte-level-bpe", "wordpiece"] = option("byte-level-bpe", "the tokenizer to train")
     vocab_size: int = option(4096, "tokens of the tokenizer to train, special ones included")
+
+
+@dataclass
+class LoraArguments:
+    lora_r: int | None = option(
+        None, "with model_name_or_path: freeze the model, and train adapters of this rank beside its linear layers"
+    )
+    lora_alpha: float | None = option(None, "their scale times the rank; twice the rank if not given")
+    lora_dropout: float = option(0.0, "dropout before them")
+    lora_target_modules: list[str] | None = option(
+        None, "the linear layers that have one, by name; all those in the layers if not given"
+    )
 
 
 @dataclass
@@ -170,7 +187,7 @@ class RunArguments:
 
 
 @dataclass
-class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArguments):
+class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArguments, ModelArguments):
     """All options. What cannot work is refused as soon as they are made."""
 
     def __post_init__(self) -> None:
@@ -187,7 +204,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "tokens_per_batch", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
-            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
+            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature", "lora_r",
+            "lora_alpha",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -216,6 +234,18 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         self._refuse_for_packing()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
+        if not 0 <= self.lora_dropout < 1:
+            raise OptionError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
+        if self.lora_r is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise OptionError("--lora_alpha, --lora_dropout and --lora_target_modules need --lora_r, the rank.")
+        if self.lora_r and not self.model_name_or_path:
+            raise OptionError("--lora_r is for --model_name_or_path: adapters need a trained model beside them.")
+        if self.lora_r and (self.train_tokenizer or self.tokenizer_name):
+            raise OptionError("--lora_r freezes the embeddings, and another tokenizer wants them trained: choose one.")
+        if self.train_tokenizer and self.tokenizer_name:
+            raise OptionError("--train_tokenizer and --tokenizer_name exclude each other: choose one.")
+        if self.train_tokenizer and not self.model_name_or_path:
+            raise OptionError("--train_tokenizer is for --model_name_or_path: without it, one is trained anyway.")
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
         self.parsed_config_overrides()
@@ -252,15 +282,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
 
     def parsed_config_overrides(self) -> dict[str, Any]:
         """`config_overrides` as a mapping. Raises OptionError where it is none."""
-        try:
-            overrides = yaml.safe_load(self.config_overrides or "{}")
-        except yaml.YAMLError:
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise OptionError(
-                f"--config_overrides {self.config_overrides!r} is no mapping; write it as '{{\"hidden_size\": 192}}'."
-            )
-        return overrides
+        return parsed_overrides(self.config_overrides)
 
     def to_yaml(self) -> str:
         """All options of the run, to be read again with `--config`."""
@@ -268,6 +290,17 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         for name in ONE_CALL:
             del options[name]
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def parsed_overrides(text: str | None) -> dict[str, Any]:
+    """The mapping that `--config_overrides` is. Raises OptionError where it is none."""
+    try:
+        overrides = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise OptionError(f"--config_overrides {text!r} is no mapping; write it as '{{\"hidden_size\": 192}}'.")
+    return overrides
 
 
 def launch_command(args: Arguments, overwrite: bool = False) -> str:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .lora import ADAPTER_FOLDER, has_adapters, merged_state_dict, write_adapters
 from .state import OPTIMIZER_FILE, disk_errors, rng_file, save_optimizer, save_rng, whole_state_dict
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class CheckpointError(ValueError):
 
 def save_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
@@ -59,11 +60,14 @@ def save_model(
     beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         write_model(model, tokenizer, beside, state_dict)
-        files = sorted(beside.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
+        written = [file for file in beside.rglob("*") if file.is_file()]
+        files = sorted(written, key=lambda file: (file.suffix == ".safetensors", file.name))
         for file in files:
             _sync(file)
         for file in files:
-            os.replace(file, folder / file.name)
+            target = folder / file.relative_to(beside)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
         _sync(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -71,17 +75,25 @@ def save_model(
 
 def write_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """What `from_pretrained` needs, in one file of weights. `state_dict` stands in for weights that lie in pieces."""
+    """What `from_pretrained` needs, in one file of weights. `state_dict` stands in for weights that lie in pieces.
+
+    Adapters are merged into it, and also lie beside it by themselves.
+    """
     with disk_errors():
+        if has_adapters(model):
+            state_dict = merged_state_dict(model)
+            write_adapters(model, folder)
         model.save_pretrained(folder, state_dict=state_dict, max_shard_size="1TB")
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode)  # safetensors are written for the owner alone
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors are written for the owner alone
 
 
 def write_text(path: Path, text: str) -> None:
@@ -225,14 +237,14 @@ def put_back(folder: Path, step: int) -> bool:
     except CheckpointError:
         return False
     state = {STATE_FILE, MANIFEST, OPTIMIZER_FILE}
-    files = [
-        path for path in checkpoint.iterdir() if path.is_file() and path.name not in state and "rng" not in path.name
-    ]
+    paths = [*checkpoint.iterdir(), *(checkpoint / ADAPTER_FOLDER).glob("*")]
+    files = [path for path in paths if path.is_file() and path.name not in state and "rng" not in path.name]
     for file in sorted(files, key=lambda file: (file.suffix == ".safetensors", file.name)):
-        beside = folder / f".{file.name}.saving"
+        beside, target = folder / f".{file.name}.saving", folder / file.relative_to(checkpoint)
+        target.parent.mkdir(exist_ok=True)
         shutil.copy(file, beside)
         _sync(beside)
-        os.replace(beside, folder / file.name)
+        os.replace(beside, target)
     return True
 
 

@@ -44,12 +44,13 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), fused into one kernel where the device has one."""
     groups = parameter_groups(parameters, weight_decay(args))
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return kind(
         groups,
         lr=learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
-        fused=groups[0]["params"][0].device.type in FUSED_DEVICES,
+        fused=devices <= FUSED_DEVICES,
     )
 
 
@@ -64,6 +65,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
         learning_rate = peak_learning_rate(model, args)
         self.muon = torch.optim.Muon(

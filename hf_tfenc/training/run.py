@@ -17,19 +17,18 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
-from ..configuration_tfenc import TfEncConfig
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
-from ..presets import preset_config
 from ..publish.card import write_card
 from ..publish.hub import push_folder
 from ..publish.plots import plot_loss
+from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
@@ -37,6 +36,7 @@ from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, t
 from .dry_run import dry_run
 from .evaluation import Evaluation
 from .lock import FolderLock
+from .model import load_best, make_model
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
@@ -100,6 +100,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
     )
     check_processes(accelerator)
+    if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
+        raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
@@ -129,7 +131,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
     check_rows(rows, model, tokenizer, task.token_columns)
-    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters")
+    trained = model.num_parameters(only_trainable=True)
+    part = f", {trained:,} of them trained" if args.lora_r else ""
+    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}")
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
@@ -257,7 +261,7 @@ def make_tokenizer(
     args: Arguments, accelerator: Accelerator, train_texts: Any, saved: Path | None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer the options name, the one that a run saved, or one trained on the training split alone."""
-    named = args.tokenizer_name or args.model_name_or_path or saved
+    named = args.tokenizer_name or (None if args.train_tokenizer else args.model_name_or_path) or saved
     if named is not None:
         return load_tokenizer(named)
     trained: list[Any] = [None]
@@ -278,83 +282,6 @@ class Texts:
     def __iter__(self) -> Iterator[str]:
         for batch in self.rows.iter(batch_size=1000):
             yield from self.task.texts(batch)
-
-
-def make_model(
-    args: Arguments, task: Task, tokenizer: PreTrainedTokenizerBase, saved: Path | None = None
-) -> PreTrainedModel:
-    """The model the options name, or a new one of the preset's shape; with the weights of `saved`, if given.
-
-    Raises:
-        OptionError: the model is none of ours, the tokenizer has more tokens than it, or rows are longer than its
-            positions reach.
-    """
-    overrides = task.config_options | args.parsed_config_overrides()
-    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
-    weights = saved or args.model_name_or_path
-    if args.model_name_or_path is not None:
-        check_kind(args.model_name_or_path, f"--model_name_or_path {args.model_name_or_path}")
-        model, loading = task.auto_class.from_pretrained(
-            weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
-        )
-        check_shapes(weights, [name for name, *_ in loading["mismatched_keys"]])
-    else:
-        config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
-        if weights is None:
-            model = task.auto_class.from_config(config, **attention)
-        else:
-            model, loading = task.auto_class.from_pretrained(
-                weights, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention
-            )
-            other = [name for name, *_ in loading["mismatched_keys"]]
-            if misfits := [*other, *loading["missing_keys"], *loading["unexpected_keys"]]:
-                raise OptionError(
-                    f"{weights} does not fit the model that the options ask for ({misfits[0]} is another, or missing): "
-                    "its shape cannot change on the way, so leave --preset, --config_overrides and --task as they were."
-                )
-    if len(tokenizer) > model.config.vocab_size:
-        raise OptionError(
-            f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
-            "use the model's own tokenizer, or a larger vocab_size."
-        )
-    positions = model.config.max_position_embeddings
-    if args.max_seq_length > positions and model.config.position_embedding_type in ("sinusoidal", "learned"):
-        raise OptionError(
-            f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
-        )
-    return model
-
-
-def check_kind(name_or_path: str, where: str) -> None:
-    """Raises OptionError, which names `where`, if a model is none of ours."""
-    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
-    if kind != TfEncConfig.model_type:
-        raise OptionError(
-            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are trained and evaluated here: "
-            "choose one of those."
-        )
-
-
-def check_shapes(weights: Any, other_shapes: list[str]) -> None:
-    """Say that an output layer for other labels begins anew. Raises OptionError where other weights do not fit."""
-    if misfits := [name for name in other_shapes if not name.startswith("classifier.")]:
-        raise OptionError(
-            f"--model_name_or_path {weights}: {misfits[0]} has another shape there than --config_overrides ask for: "
-            "leave the sizes to the model."
-        )
-    if other_shapes:
-        logger.warning("The output layer of %s is for other labels, so it begins anew.", weights)
-
-
-def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
-    """The model at the top of an output folder. Raises RunError where none could be saved there."""
-    if not (folder / "model.safetensors").exists():
-        raise RunError(
-            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and go on with: "
-            f"{launch_command(args)}"
-        )
-    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
-    return task.auto_class.from_pretrained(folder, **attention)
 
 
 def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
@@ -396,28 +323,15 @@ def prepare_folder(
     return put_back(folder, progress.best_step) or not aside
 
 
-def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a new model's configuration takes from the tokenizer and the rows."""
-    return {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-        "max_position_embeddings": max(512, args.max_seq_length),
-    }
-
-
 def finish(
     args: Arguments, task: Task, model: PreTrainedModel, eval_rows: Any, metrics: dict[str, Any], folder: Path
 ) -> None:
-    """Write metrics, picture and card."""
+    """Write metrics, picture, card, and what sentence-transformers reads."""
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
+    write_modules(model, folder)
     write_card(folder, args, model, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
 

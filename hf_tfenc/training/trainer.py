@@ -425,5 +425,7 @@ class Trainer:
             signals: what asks the run to stop; then there is no result, in all processes alike.
             model: evaluated in place of the trained one.
         """
-        measured = self.evaluation.measure(model or self.accelerator.unwrap_model(self.model), signals)
+        model = model or self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
+        with self.accelerator.autocast():  # which a model that was not prepared would lack
+            measured = self.evaluation.measure(model, signals)
         return None if measured is None else self.evaluation.metrics(measured)

@@ -197,6 +197,29 @@ def test_modernberts_configuration_comes_here_and_goes_back_unchanged():
     assert to_modernbert_config(ours).to_dict() == theirs.to_dict()
 
 
+@pytest.mark.parametrize(
+    "layers, distance",
+    [("ffffffffffff", 1), ("fsfsfsfsfsfs", 2), ("fssssfssssfs", 5), ("fsssssssssss", 12), ("sfsfsfsfsfsf", None)],
+)
+def test_modernbert_is_also_described_as_older_versions_of_it_are(layers, distance):
+    theirs = ModernBertConfig(
+        **SIZE | SPECIAL,
+        layer_types=[{"f": "full_attention", "s": "sliding_attention"}[letter] for letter in layers],
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 77.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 55.0},
+        },
+    )
+    served = to_modernbert_config(from_modernbert_config(theirs)).to_dict()
+    names = ("global_attn_every_n_layers", "global_rope_theta", "local_rope_theta")
+    older = {name: served[name] for name in names if name in served}
+    assert older.get("global_attn_every_n_layers") == distance
+    if distance is not None:
+        read = ModernBertConfig(**SIZE | SPECIAL, **older)
+        assert read.layer_types == theirs.layer_types
+        assert all(read.rope_parameters[kind] == theirs.rope_parameters[kind] for kind in set(theirs.layer_types))
+
+
 @pytest.mark.parametrize("option", ["is_decoder", "add_cross_attention"])
 def test_a_bert_that_decodes_is_refused(option):
     with pytest.raises(ValueError, match="This BERT is a decoder"):
