@@ -46,6 +46,7 @@ class Task(ABC):
     description: ClassVar[str]  # "trained ... by <description>"
     reported: ClassVar[dict[str, str]]  # the metrics that a card shows, and what each of them is
     counted: ClassVar[dict[str, str]]  # the same for `baselines`
+    best: ClassVar[tuple[str, ...]] = ("eval_loss",)  # the first that is measured says which model is the best
     epochs: ClassVar[int]  # over the built-in corpus, or any where no option says how many: some minutes on a laptop
     config_options: dict[str, Any] = {}  # set in the model's configuration; settled once rows are encoded
 

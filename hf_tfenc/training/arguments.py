@@ -176,7 +176,10 @@ class RunArguments:
     dry_run: bool = option(False, "say what the run will be, after ten steps of it, and leave nothing behind")
     resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
     max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
-    load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")
+    load_best_model_at_end: bool = option(True, "keep the best model, and not the last one")
+    metric_for_best_model: str | None = option(
+        None, "what says which is the best, such as loss, accuracy or f1; if not given, what suits the task"
+    )
     seed: int = option(42, "of weights, order, masks and dropout")
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
@@ -229,6 +232,13 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         for name, tasks in TASK_OPTIONS.items():
             if getattr(self, name) not in (None, False, "token", "padded") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
+        if self.metric_for_best_model is not None:
+            known = [name.removeprefix("eval_") for name in TASKS[self.task].reported]
+            if self.metric_for_best_model.removeprefix("eval_") not in known:
+                raise OptionError(
+                    f"--metric_for_best_model {self.metric_for_best_model} is no metric of --task {self.task}; "
+                    f"{', '.join(known)} are."
+                )
         if self.streaming:
             self._refuse_for_stream()
         self._refuse_for_packing()

@@ -160,7 +160,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
                 )
         else:
             if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
-                progress.best_loss = None  # the next evaluation begins anew
+                progress.best_metric = None  # the next evaluation begins anew
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
             baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
             metrics = {"baseline_loss": baseline_loss, "rows": facts["rows"]}

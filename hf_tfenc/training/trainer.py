@@ -33,6 +33,9 @@ from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
 from .state import load_optimizer, load_rng, rng_file
 
+# Metrics that are better the lower they are.
+LOSSES = {"eval_loss", "eval_loss_per_byte", "eval_perplexity"}
+
 
 class StepResult(NamedTuple):
     """What one optimizer step tells, the same in all processes."""
@@ -88,7 +91,7 @@ class Progress:
     consumed_bins: int = 0  # of this epoch
     bookmark: Sequence[int] | None = None  # of a stream: where to look for the next bin
     evaluation_due: bool = False  # after this step, and not yet made
-    best_loss: float | None = None
+    best_metric: float | None = None
     best_step: int = 0
     skipped_in_a_row: int = 0
     tokens: int = 0
@@ -230,7 +233,7 @@ class Trainer:
             progress.logged_items,
             progress.logged_tokens if self.accelerator.is_main_process else 0,
         )
-        if progress.evaluation_due or (progress.best_loss is None and progress.global_step >= self.total_steps):
+        if progress.evaluation_due or (progress.best_metric is None and progress.global_step >= self.total_steps):
             self.evaluate_and_keep()
         while progress.global_step < self.total_steps:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
@@ -410,13 +413,29 @@ class Trainer:
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
         last = progress.global_step == self.total_steps
-        best = progress.best_loss is None or loss < progress.best_loss
+        value = self.metric_for_best(metrics)
+        best = progress.best_metric is None or value > progress.best_metric
         wanted = best or (last and not self.args.load_best_model_at_end)
         kept = wanted and self.output.keep(self.model)
         if kept:
-            progress.best_loss, progress.best_step = loss, progress.global_step
+            progress.best_metric, progress.best_step = value, progress.global_step
         progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
+
+    def metric_for_best(self, metrics: dict[str, float]) -> float:
+        """What models are compared by, the higher the better: a metric, or a loss with its sign turned.
+
+        Raises:
+            RunError: there is no such metric.
+        """
+        asked = self.args.metric_for_best_model
+        names = self.task.best if asked is None else (f"eval_{asked.removeprefix('eval_')}",)
+        name = next((name for name in names if name in metrics), None)
+        if name is None:
+            known = ", ".join(name.removeprefix("eval_") for name in metrics)
+            raise RunError(f"--metric_for_best_model {asked} is not measured here; {known} are.")
+        value = -metrics[name] if name in LOSSES else metrics[name]
+        return value if math.isfinite(value) else -math.inf
 
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
         """Metrics over all evaluation rows.

@@ -309,13 +309,40 @@ def test_what_is_kept(make_trainer, tmp_path, monkeypatch, best, kept):
     assert [loss_at[step] for step in steps] == kept
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept"), [(None, 2), ("loss", 2), ("eval_accuracy", 4), ("perplexity", 6), ("loss_per_byte", 8)]
+)
+def test_what_says_which_model_is_the_best(make_trainer, tmp_path, monkeypatch, asked, kept):
+    """A higher accuracy is better, and a lower loss; what is not a number is never the best."""
+    measured = {
+        "eval_loss": [1.0, 2.0, 3.0, 4.0],
+        "eval_accuracy": [0.1, 0.3, 0.2, 0.3],
+        "eval_perplexity": [math.nan, 3.0, 2.0, 2.0],
+        "eval_loss_per_byte": [4.0, 3.0, 2.0, 1.0],
+    }
+    results = iter([dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: next(results))
+    trainer = make_trainer(max_steps=8, eval_steps=2, metric_for_best_model=asked)
+    trained(trainer, tmp_path, NoFolder())
+    assert trainer.progress.best_step == kept
+
+
+def test_a_metric_that_is_not_measured_is_named(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": 1.0, "eval_perplexity": 2.0})
+    trainer = make_trainer(max_steps=2, metric_for_best_model="accuracy")
+    with pytest.raises(
+        RunError, match=r"^--metric_for_best_model accuracy is not measured here; loss, perplexity are\.$"
+    ):
+        trained(trainer, tmp_path, NoFolder())
+
+
 def test_a_model_that_could_not_be_kept_is_not_the_best_one(make_trainer, tmp_path, monkeypatch):
     results = iter([5.0, 3.0, 4.0, 4.5])
     monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": next(results)})
     trainer, output, steps = make_trainer(max_steps=8, eval_steps=2), NoFolder(), []
     output.keep = lambda model: steps.append(trainer.progress.global_step) or trainer.progress.global_step != 4
     trained(trainer, tmp_path, output)
-    assert steps == [2, 4, 6] and (trainer.progress.best_loss, trainer.progress.best_step) == (4.0, 6)
+    assert steps == [2, 4, 6] and (trainer.progress.best_metric, trainer.progress.best_step) == (-4.0, 6)
 
 
 @pytest.mark.parametrize(
