@@ -183,6 +183,7 @@ class RunArguments:
     seed: int = option(42, "of weights, order, masks and dropout")
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
+    torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
     push_to_hub: bool = option(False, "upload the folder at the end")

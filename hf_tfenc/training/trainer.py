@@ -174,6 +174,10 @@ class Trainer:
         # The schedule stays unprepared: a prepared one would step once for each process.
         self.schedule = make_schedule(optimizer, args, self.total_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Only training is compiled: batches of an evaluation differ in shape.
+        self.training_model: Any = self.model
+        if args.torch_compile:
+            self.training_model = torch.compile(self.model, dynamic=False if args.packing == "packed" else None)
         self.totals, self.started = Totals(), time.monotonic()
         self.learning_rate: float | Tensor = 0.0  # of the last step
         self.grad_norm = torch.zeros(())
@@ -278,7 +282,7 @@ class Trainer:
         batches = [self.on_device(batch) for batch in batches]
         result = training_step(
             self.accelerator,
-            self.model,
+            self.training_model,
             self.optimizer,
             batches,
             self.task,

@@ -309,6 +309,22 @@ def test_what_is_kept(make_trainer, tmp_path, monkeypatch, best, kept):
     assert [loss_at[step] for step in steps] == kept
 
 
+@pytest.mark.slow
+def test_packed_training_compiles_once(make_trainer, tmp_path):
+    """And learns the same."""
+    losses = []
+    for compiled in (True, False):
+        torch._dynamo.reset()
+        counted = torch._dynamo.utils.counters["stats"]
+        counted.clear()
+        options = {"packing": "packed", "tokens_per_batch": 256, "max_steps": 25, "logging_steps": 1}
+        no_dropout = {f"{part}_dropout": 0.0 for part in ("embedding", "hidden", "attention", "mlp")}
+        trainer = make_trainer(**options, torch_compile=compiled, config_overrides=overrides(**no_dropout))
+        losses.append([r["loss"] for r in trained(trainer, tmp_path, NoFolder()) if "grad_norm" in r])
+        assert counted["unique_graphs"] == compiled
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 25
+
+
 @pytest.mark.parametrize(
     ("asked", "kept"), [(None, 2), ("loss", 2), ("eval_accuracy", 4), ("perplexity", 6), ("loss_per_byte", 8)]
 )
