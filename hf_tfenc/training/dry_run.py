@@ -77,7 +77,9 @@ def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
             tokens += sum(map(trainer.task.count_tokens, batches))
         batches = [trainer.on_device(batch) for batch in batches]
         norm = trainer.args.max_grad_norm
-        result = training_step(trainer.accelerator, trainer.training_model, trainer.optimizer, batches, trainer.task, norm)
+        result = training_step(
+            trainer.accelerator, trainer.training_model, trainer.optimizer, batches, trainer.task, norm
+        )
         # float16 finds its scale by steps that are not finite.
         if not result.finite and (trainer.accelerator.scaler is None or not torch.isfinite(result.loss)):
             raise ValueError(
