@@ -2,6 +2,7 @@
 
     hf-tfenc train --train_file my.txt                   # what train.py does
     hf-tfenc eval outputs/mlm --test_file other.txt      # metrics and predictions on other data
+    hf-tfenc embed my.csv my.parquet --model_name_or_path outputs/embedding
     hf-tfenc export outputs/mlm graph --format onnx      # one graph, for ONNX runtimes or torch.export
     hf-tfenc convert google-bert/bert-base-uncased out   # a BERT or ModernBERT as ours, or ours as one of them
     hf-tfenc push outputs/mlm --hub_model_id you/name    # to the Hub, as a private model
@@ -118,6 +119,41 @@ def push(
     def work() -> None:
         check_repo_id(hub_model_id)
         typer.echo(push_folder(folder, hub_model_id, not public, include_checkpoints))
+
+    ending_well(work)
+
+
+@app.command()
+def embed(
+    file: Annotated[str, typer.Argument(help="what has the texts: csv, tsv, json(l), parquet, or a text a line")],
+    out: Annotated[Path, typer.Argument(help="a parquet file, to be made")],
+    model_name_or_path: Annotated[str, typer.Option("--model_name_or_path", help="folder or Hub id of the model")],
+    text_column: Annotated[str | None, typer.Option("--text_column", help="where its name does not say so")] = None,
+    sample_by: Annotated[
+        str, typer.Option("--sample_by", help="of a text file a row is a line, a paragraph, or the document")
+    ] = "line",
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="texts at once")] = 32,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max_seq_length", min=1, help="tokens of a text that are read; else the model's limit"),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="vectors of length 1")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+) -> None:
+    """Write a vector for each row of a file; a call that was stopped goes on where it was.
+
+    For example: hf-tfenc embed articles.csv articles.parquet --model_name_or_path outputs/embedding
+    """
+    from transformers.utils import logging
+
+    from .embed import Encoding, embed
+    from .training.run import ending_well
+
+    def work() -> None:
+        logging.disable_progress_bar()
+        encoding = Encoding(batch_size, max_seq_length, normalize, bf16)
+        typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))  # type: ignore[arg-type]
 
     ending_well(work)
 

@@ -9,6 +9,7 @@ Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads,
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,17 +17,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.generation import GenerationMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
+    AttentionMaskInterface,
     create_bidirectional_mask,
     create_bidirectional_sliding_window_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
     find_packed_sequence_indices,
     packed_sequence_mask_function,
+    sdpa_mask,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -38,7 +43,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
@@ -55,9 +60,14 @@ Ids = Tensor | None
 # --- Checks: one sentence for the user, nothing while a graph is traced, no waiting for an accelerator ---------------
 
 
+def is_tracing() -> bool:
+    """Whether a graph is being made, in which nothing may depend on the data's values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
     """Raise a ValueError unless every id lies in [0, limit) or equals `ignored`. Only ids on a CPU are looked at."""
-    if ids is None or ids.device.type != "cpu" or torch.compiler.is_compiling():
+    if ids is None or ids.device.type != "cpu" or is_tracing():
         return
     wrong = (ids < 0) | (ids >= limit)
     if ignored is not None:
@@ -69,7 +79,7 @@ def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: i
 
 def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...], meaning: str) -> None:
     """Raise a ValueError unless the tensor is None or has the expected shape."""
-    if tensor is not None and not torch.compiler.is_compiling() and tuple(tensor.shape) != tuple(expected):
+    if tensor is not None and not is_tracing() and tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {meaning} = {tuple(expected)} is expected.")
 
 
@@ -195,7 +205,7 @@ def find_packing(
         cu_seq_lens: (sequences + 1,), where each sequence begins, and the length; entries may repeat
     """
     batch, length = shape
-    tracing = torch.compiler.is_compiling()
+    tracing = is_tracing()
     if cu_seq_lens is not None:
         if batch != 1 or attention_mask is not None:
             raise ValueError("cu_seq_lens_q describes a packed row: give one row, (1, tokens), and no attention_mask.")
@@ -217,12 +227,58 @@ def find_packing(
     return None if packed is None else Packing(packed, None)
 
 
+class Unpadding(NamedTuple):
+    """The tokens of a padded batch as one packed row, without the padding.
+
+    places: (tokens,), the index of each token into batch * length
+    cu_seq_lens: (batch + 1,) int32, where each row begins in the packed one, and the end
+    max_length: tokens of the longest row
+    """
+
+    places: Tensor
+    cu_seq_lens: Tensor
+    max_length: int
+
+    def take(self, padded: Tensor) -> Tensor:
+        """(batch, length, ...) -> (1, tokens, ...)"""
+        return padded.flatten(0, 1)[self.places][None]
+
+    def put_back(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """(1, tokens, ...) -> (batch, length, ...), zero where there was padding."""
+        padded = packed.new_zeros((shape[0] * shape[1], *packed.shape[2:]))
+        return padded.index_copy(0, self.places, packed[0]).unflatten(0, tuple(shape))
+
+
+def find_padding(attention_mask: Tensor | None) -> Unpadding | None:
+    """What is no padding, or None where there is none, or where it lies between the tokens of a row.
+
+    An accelerator is waited for here, once for a batch.
+    """
+    if attention_mask is None or attention_mask.device.type == "meta":
+        return None
+    kept = attention_mask != 0
+    lengths = kept.sum(dim=1, dtype=torch.int32)
+    columns = torch.arange(kept.shape[1], device=kept.device)
+    first, last = kept.int().argmax(dim=1), (columns * kept).amax(dim=1)
+    gaps = (lengths > 0) & (last - first + 1 != lengths)  # a window would reach farther without them
+    longest, shortest, gapped = torch.stack([lengths.amax(), lengths.amin(), gaps.any().int()]).tolist()
+    if gapped or shortest == kept.shape[1] or longest == 0:
+        return None
+    places = kept.flatten().nonzero()[:, 0]
+    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest)
+
+
 def sequence_starts(packing: Packing) -> Tensor:
     """Where each sequence of a packed row begins: (sequences,)."""
     if packing.starts is not None:
         return packing.starts
     ids = packing.ids[0]
     return F.pad(ids.diff() != 0, (1, 0), value=True).nonzero()[:, 0]
+
+
+def sequence_bounds(packing: Packing, length: int) -> Tensor:
+    """Where each sequence of a packed row begins, and the end: (sequences + 1,) int32."""
+    return F.pad(sequence_starts(packing), (0, 1), value=length).int()
 
 
 # (look-ahead mask?, layer type) -> the function of transformers that makes the mask for every attention backend
@@ -303,6 +359,97 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+def varlen_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each sequence of a packed row: no mask, and no work between sequences or on padding.
+
+    On a GPU that has it this is torch's `varlen_attn`; elsewhere each sequence goes through torch's
+    `scaled_dot_product_attention` by itself, which is equal. Input that is not packed takes the latter with its mask.
+
+    Args:
+        query, key, value: (1, heads, tokens, head_dim), or (batch, heads, length, head_dim) where nothing is packed
+        sliding_window: how many tokens the window reaches back, the token itself included
+        cu_seq_lens_q: (sequences + 1,) int32, where each sequence begins, and the end; entries may repeat
+        max_length_q: tokens of the longest sequence, or more
+
+    Returns:
+        (1, tokens, heads, head_dim), or (batch, length, heads, head_dim), and None
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    causal, reach = bool(module.is_causal), -1 if sliding_window is None else sliding_window - 1
+    if no_varlen_kernel(query.device, query.dtype, query.shape[-1], dropout) is None:
+        heads: Tensor = varlen_attn(  # type: ignore[assignment]  # a tensor, where nothing else is asked for
+            query[0].transpose(0, 1),  # (tokens, heads, head_dim)
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            cu_seq_lens_q,
+            cu_seq_lens_q,
+            max_length_q or query.shape[2],
+            max_length_q or query.shape[2],
+            scale=scaling,
+            window_size=(reach, 0 if causal else reach),
+        )
+        return heads[None], None
+    parts = []
+    for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+        if start == end:
+            continue
+        windowed = -1 < reach < end - start - 1
+        attended = F.scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=window_mask(end - start, reach, causal, query.device) if windowed else None,
+            dropout_p=dropout,
+            is_causal=causal and not windowed,
+            scale=scaling,
+        )
+        parts.append(attended)
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def window_mask(length: int, reach: int, causal: bool, device: torch.device) -> Tensor:
+    """(length, length), True where a query (row) sees a key: at most `reach` tokens back, and as many ahead."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance <= reach) & (distance >= (0 if causal else -reach))
+
+
+def no_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float) -> str | None:
+    """Why torch's `varlen_attn` cannot compute such an attention, or None where it can."""
+    if device.type != "cuda":
+        return "needs a GPU"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs an A100 or a newer card"
+    if dropout:
+        return "has no attention dropout"
+    if head_dim % 8 or head_dim > 256:
+        return "needs heads of at most 256 features, in multiples of 8"
+    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
+        return "has no deterministic backward pass"
+    return None
+
+
+# Whoever makes a mask for this backend, for input that is not packed, gets the one that sdpa takes.
+AttentionInterface.register("varlen", varlen_attention_forward)
+AttentionMaskInterface.register("varlen", sdpa_mask)
+
+
 class QueryKeyValueProjection(nn.Linear):
     """The three projections of an attention in one matrix; only its initial weights are its own."""
 
@@ -311,7 +458,7 @@ class ResidualProjection(nn.Linear):
     """A linear layer that writes into the residual stream; only its initial weights are its own."""
 
 
-def eager_only(config: TfEncConfig, x: Tensor, training: bool, output_attentions: bool | None) -> str | None:
+def eager_only(config: TfEncConfig, device: torch.device, training: bool, output_attentions: Any) -> str | None:
     """Why the backend asked for cannot do this forward pass, or None where it can."""
     if config._attn_implementation == "eager":
         return None
@@ -320,9 +467,9 @@ def eager_only(config: TfEncConfig, x: Tensor, training: bool, output_attentions
     if config._attn_implementation == "flex_attention":
         if training and config.attention_dropout:
             return "has no attention dropout"
-        if x.device.type == "cpu" and torch.is_grad_enabled():
+        if device.type == "cpu" and torch.is_grad_enabled():
             return "has no backward pass on a CPU"
-        if x.device.type == "cpu" and config.hidden_size // config.num_attention_heads < 16:
+        if device.type == "cpu" and config.hidden_size // config.num_attention_heads < 16:
             return "needs heads of at least 16 features on a CPU"
     return None
 
@@ -576,28 +723,56 @@ class TfEncModel(TfEncPreTrainedModel):
             position_ids = in_order - packing.starts[packing.ids]
         self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
         position_ids = in_order if position_ids is None else position_ids
-        if packing is not None:  # flash attention finds the sequences for itself, from the same arguments
-            kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
-
-        x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
-        if reason := eager_only(config, x, self.training, kwargs.get("output_attentions", config.output_attentions)):
+        output_attentions = kwargs.get("output_attentions", config.output_attentions)
+        if reason := eager_only(config, inputs.device, self.training, output_attentions):
             logger.warning_once(
                 f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path."
             )
             config = copy.copy(config)
             config._attn_implementation = "eager"
             kwargs["fallback"] = eager_attention_forward
-        masks = attention_masks(config, x, attention_mask, packing)
+        unpadding, varlen = None, config._attn_implementation == "varlen"
+        if varlen and packing is not None:
+            cu_seq_lens_q = sequence_bounds(packing, shape[1]) if self.runs_varlen(inputs.device) else None
+        elif varlen and not is_tracing() and not kwargs.get("output_hidden_states", config.output_hidden_states):
+            unpadding = find_padding(attention_mask)
+        if unpadding is not None:
+            position_ids = unpadding.take(position_ids.expand(shape))
+            input_ids, inputs_embeds, token_type_ids = (
+                None if padded is None else unpadding.take(padded)
+                for padded in (input_ids, inputs_embeds, token_type_ids)
+            )
+            cu_seq_lens_q, kwargs["max_length_q"] = unpadding.cu_seq_lens, unpadding.max_length
+        if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
+            kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
+
+        x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
+        unmasked = varlen and cu_seq_lens_q is not None
+        masks = {} if unmasked else attention_masks(config, x, attention_mask, packing)
         head_dim = config.hidden_size // config.num_attention_heads
         rotary = {
             layer_type: rotary_table(position_ids, head_dim, parameters["rope_theta"])
             for layer_type, parameters in (config.rope_parameters or {}).items()
         }
         for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
-            x = layer(x, attention_mask=masks[kind], rotary=rotary.get(kind), **kwargs)
+            x = layer(x, attention_mask=masks.get(kind), rotary=rotary.get(kind), **kwargs)
         x = self.final_norm(x)
+        x = x if unpadding is None else unpadding.put_back(x, shape)
         pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    def runs_varlen(self, device: torch.device) -> bool:
+        """Whether a packed row is attended to sequence by sequence, and by no mask."""
+        config, dtype = self.config, self.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        head_dim = config.hidden_size // config.num_attention_heads
+        reason = no_varlen_kernel(device, dtype, head_dim, config.attention_dropout if self.training else 0.0)
+        if reason and device.type == "cuda":
+            logger.warning_once(
+                f"varlen {reason}: each sequence is attended to by itself, which is equal, and slower."
+            )
+        return reason is None or not is_tracing()
 
     def check_inputs(self, shape: tuple[int, ...], ids: Ids, mask: Ids, positions: Ids, segments: Ids) -> None:
         """Raise a ValueError, one sentence, where an input does not fit the model."""
@@ -608,7 +783,7 @@ class TfEncModel(TfEncPreTrainedModel):
         if positions is not None:
             check_shape("position_ids", positions, (1, shape[1]) if len(positions) == 1 else shape, "(batch, length)")
         check_range("token_type_ids", segments, max(config.type_vocab_size, 1), "the model has no such segment")
-        if config.position_embedding_type not in ("sinusoidal", "learned") or torch.compiler.is_compiling():
+        if config.position_embedding_type not in ("sinusoidal", "learned") or is_tracing():
             return
         if positions is None and shape[1] > limit:
             raise ValueError(
@@ -706,7 +881,7 @@ def head_transform(config: TfEncConfig, where: tuple[str, ...]) -> nn.Module:
 def padded_only(name: str, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: Any) -> None:
     """Raise a ValueError where the input is packed and the head cannot take it."""
     packed = kwargs.get("cu_seq_lens_q") is not None
-    if not packed and position_ids is not None and not torch.compiler.is_compiling():
+    if not packed and position_ids is not None and not is_tracing():
         packed = find_packing(position_ids.shape, attention_mask, position_ids, None) is not None
     if packed:
         raise ValueError(

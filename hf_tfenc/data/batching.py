@@ -1,11 +1,13 @@
-"""Which rows make which batch: a pure function of (seed, epoch, lengths, batch size), never of processes.
+"""Which rows make which batch: a pure function of (seed, epoch, lengths, how they are arranged), never of processes.
 
 An epoch is one ordered list of micro-batches ("bins"). An optimizer step takes the next `world size x accumulation`
 of them, so every step sees the same rows however that product is split.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,29 +16,51 @@ import numpy as np
 BINS_PER_POOL = 64
 
 
-def number_of_bins(rows: int, batch_size: int) -> int:
-    return math.ceil(rows / batch_size)
-
-
-def epoch_bins(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
-    """The bins of one training epoch: every row once, rows of similar length together, all in random order.
-
-    Args:
-        lengths: (rows,), tokens of each row
-        batch_size: rows of a bin; the last pool's last bin may have fewer
-        block: of a stream, where the rows are those of one block of the epoch
-
-    Returns:
-        `number_of_bins` arrays of row indices
-    """
+def row_order(rows: int, seed: int, epoch: int, block: int = 0) -> tuple[np.random.Generator, np.ndarray]:
+    """The rows of an epoch, or of one block of a stream's, in random order; and the generator, to draw on from."""
     # Masks use counters (0, 0, row, 0) of the same key; the 1 keeps the order apart from them.
     random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, block, 1]))
-    order = random.permutation(len(lengths))
-    bins: list[np.ndarray] = []
-    for pool in np.split(order, range(BINS_PER_POOL * batch_size, len(order), BINS_PER_POOL * batch_size)):
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        bins += np.split(pool, range(batch_size, len(pool), batch_size))
-    return [bins[index] for index in random.permutation(len(bins))]
+    return random, random.permutation(rows)
+
+
+class Arrangement(ABC):
+    """How the rows of an epoch make bins."""
+
+    @abstractmethod
+    def __call__(self, lengths: np.ndarray, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
+        """The bins of one training epoch, every row once, in random order.
+
+        Args:
+            lengths: (rows,), tokens of each row
+            block: of a stream, where the rows are those of one block of the epoch
+
+        Returns:
+            arrays of row indices
+        """
+
+    def count(self, lengths: np.ndarray, seed: int, epoch: int) -> int:
+        """How many bins that epoch has."""
+        return len(self(lengths, seed, epoch))
+
+
+@dataclass(frozen=True)
+class PaddedBins(Arrangement):
+    """Bins of `batch_size` rows of similar length, so that padding them to the longest adds little."""
+
+    batch_size: int
+
+    def __call__(self, lengths: np.ndarray, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
+        """The last pool's last bin may have fewer rows."""
+        random, order = row_order(len(lengths), seed, epoch, block)
+        size = self.batch_size
+        bins: list[np.ndarray] = []
+        for pool in np.split(order, range(BINS_PER_POOL * size, len(order), BINS_PER_POOL * size)):
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            bins += np.split(pool, range(size, len(pool), size))
+        return [bins[index] for index in random.permutation(len(bins))]
+
+    def count(self, lengths: np.ndarray, seed: int, epoch: int) -> int:
+        return math.ceil(len(lengths) / self.batch_size)
 
 
 def evaluation_bins(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -56,26 +80,29 @@ class TrainingBins:
     def __init__(
         self,
         lengths: np.ndarray,
-        batch_size: int,
+        arrangement: Arrangement,
         seed: int,
         accumulation_steps: int = 1,
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.lengths, self.arrangement, self.seed = lengths, arrangement, seed
         self.process_index, self.num_processes = process_index, num_processes
-        self.bins_per_epoch = number_of_bins(len(lengths), batch_size)
         self.bins_per_step = num_processes * accumulation_steps
-        self.steps_per_epoch = self.steps_after(0)
         self.begin(0)
 
-    def steps_after(self, consumed: int) -> int:
+    def count(self, epoch: int) -> int:
+        """How many bins an epoch has."""
+        return self.arrangement.count(self.lengths, self.seed, epoch)
+
+    def steps(self, epoch: int, consumed: int = 0) -> int:
         """Optimizer steps that an epoch still has when so many of its bins are consumed."""
-        return math.ceil((self.bins_per_epoch - consumed) / self.bins_per_step)
+        return math.ceil((self.count(epoch) - consumed) / self.bins_per_step)
 
     def begin(self, epoch: int, consumed: int = 0) -> None:
         """Let the next pass be over `epoch`, without the bins that all processes have consumed of it already."""
         self.epoch, self.consumed = epoch, consumed
+        self.bins_per_epoch = self.count(epoch)
 
     def share(self, consumed: int) -> float:
         """How much of an epoch so many bins are: 1 at its end."""
@@ -83,14 +110,15 @@ class TrainingBins:
 
     def rows(self, epoch: int, first: int) -> list[int]:
         """The rows, in all processes, of the step that begins with the bin `first`."""
-        bins = epoch_bins(self.lengths, self.batch_size, self.seed, epoch)
+        bins = self.arrangement(self.lengths, self.seed, epoch)
         return [int(row) for rows in bins[first : first + self.bins_per_step] for row in rows]
 
     def __len__(self) -> int:
-        return self.steps_after(self.consumed) * self.bins_per_step // self.num_processes
+        steps = math.ceil((self.bins_per_epoch - self.consumed) / self.bins_per_step)
+        return steps * self.bins_per_step // self.num_processes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        bins = epoch_bins(self.lengths, self.batch_size, self.seed, self.epoch)
+        bins = self.arrangement(self.lengths, self.seed, self.epoch)
         first = self.consumed + self.process_index
         for index in range(first, first + len(self) * self.num_processes, self.num_processes):
             yield [(self.epoch, int(row)) for row in bins[index]] if index < len(bins) else []

@@ -23,6 +23,11 @@ def row_generator(seed: int, epoch: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, row, 0]))
 
 
+def masked_tokens(candidates: int, probability: float) -> int:
+    """How many of a row's ordinary tokens are masked; at least one is."""
+    return max(1, round(probability * candidates))
+
+
 @dataclass(frozen=True)
 class TokenMasking:
     """BERT's masking: a chosen token becomes the mask token (80 %), a random one (10 %), or stays (10 %).
@@ -52,7 +57,7 @@ class TokenMasking:
         if not len(candidates):
             return inputs, labels
         random = row_generator(self.seed, epoch, row)
-        count = max(1, round(self.probability * len(candidates)))
+        count = masked_tokens(len(candidates), self.probability)
         chosen, unit = self.choose(candidates, count, random, word_starts)
         labels[chosen] = inputs[chosen]
         # Drawn for each unit: shares rounded row by row would, in short rows, never be 10 %.

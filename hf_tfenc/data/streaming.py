@@ -1,7 +1,7 @@
 """Texts that are read as they are needed: a stream, shuffled block by block, of which nothing is kept on the disk.
 
 A block is a fixed number of texts, fewer where they are long, so its bounds are known without tokenizing. Its encoded
-rows make bins as those of a whole epoch do (`epoch_bins`), and the bins of an epoch are those of its blocks one after
+rows make bins as those of a whole epoch do, and the bins of an epoch are those of its blocks one after
 another: a pure function of (seed, epoch, texts, sizes of a block and of a bin), never of processes or workers.
 
 Every process reads all texts and tokenizes its share of each block; the shares are then exchanged, so that all of them
@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from .batching import epoch_bins
+from .batching import Arrangement
 from .collators import EncodedRows
 from .splits import text_hashes
 from .values import shown
@@ -207,18 +207,16 @@ class StreamedBins:
     many bins an epoch has is known when its last step is given out, and not before.
 
     Args:
-        batch_size: rows of a bin.
+        arrangement: how the rows of a block make bins.
         bookmark: the beginning of a block from which the first pass may look for its first bin.
         gather: a list of one object -> those of all processes, in their order. All processes call it whenever a block
             begins, which is after the same number of bins in each of them.
     """
 
-    steps_per_epoch = None  # nobody knows
-
     def __init__(
         self,
         stream: EncodedStream,
-        batch_size: int,
+        arrangement: Arrangement,
         seed: int,
         accumulation_steps: int = 1,
         process_index: int = 0,
@@ -226,7 +224,7 @@ class StreamedBins:
         bookmark: Sequence[int] | None = None,
         gather: Callable[[list[Any]], list[Any]] = list,
     ):
-        self.stream, self.batch_size, self.seed, self.gather = stream, batch_size, seed, gather
+        self.stream, self.arrangement, self.seed, self.gather = stream, arrangement, seed, gather
         self.process_index, self.num_processes = process_index, num_processes
         self.accumulation_steps, self.bins_per_step = accumulation_steps, num_processes * accumulation_steps
         self.bookmarks = [Bookmark(*(bookmark or ()))]
@@ -280,7 +278,7 @@ class StreamedBins:
         for block in self.stream.blocks(self.seed, self.epoch, mark.rows):
             encoded, end = self._encode(block)
             rows, lengths = EncodedRows(encoded), encoded.data.column("length").to_numpy()
-            bins = epoch_bins(lengths, self.batch_size, self.seed, self.epoch, mark.block)
+            bins = self.arrangement(lengths, self.seed, self.epoch, mark.block)
             for number, indices in enumerate(bins, mark.first_bin):
                 if number >= self.consumed:
                     found = Bin(mark.block, rows, indices.tolist())

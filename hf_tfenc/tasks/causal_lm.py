@@ -10,7 +10,7 @@ from tokenizers import processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ..data.collators import PaddedCollator, Row
+from ..data.collators import LabelRow, PaddedCollator, Row
 from ..data.masking import IGNORE_INDEX
 from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
@@ -97,6 +97,9 @@ class CausalLM(LanguageModeling):
             sources += [index] * len(cut)
         return {"input_ids": windows, "length": [len(ids) for ids in windows], "source": sources}
 
+    def label_row(self, training: bool) -> LabelRow:
+        return predict_next
+
     def collator(self, training: bool) -> PaddedCollator:
         return PaddedCollator(
             self.tokenizer.pad_token_id, predict_next, self.args.max_seq_length, prediction_positions=False
@@ -175,9 +178,11 @@ class CausalLM(LanguageModeling):
 
 
 def predict_next(row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """A row's tokens, twice: the model itself compares each position with the token after it."""
+    """A row's tokens, twice: the model itself compares each position with the token after it. Nothing predicts the first."""
     ids = row["input_ids"].astype(np.int64)
-    return ids, ids
+    labels = ids.copy()
+    labels[:1] = IGNORE_INDEX
+    return ids, labels
 
 
 def prompt_only(tokenizer: PreTrainedTokenizerBase, start: int | None) -> None:

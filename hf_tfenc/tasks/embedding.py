@@ -59,6 +59,7 @@ class Embedding(Task):
         "eval_pearson": "Pearson correlation",
         "eval_loss": "loss",
     }
+    best = ("eval_mrr", "eval_spearman", "eval_loss")
     counted = {
         "eval_tfidf_accuracy": "retrieval accuracy of TF-IDF",
         "eval_tfidf_mrr": "mean reciprocal rank of TF-IDF",

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data import stdlib_corpus
+from ..data.batching import Arrangement
+from ..data.collators import LabelRow
 from ..data.masking import IGNORE_INDEX
+from ..data.packing import PackedBins, PackedCollator
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import token_byte_lengths
 from .task import Batch, Measurement, Task, digits, numpy_column
@@ -57,6 +60,22 @@ class LanguageModeling(Task):
     @abstractmethod
     def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
         """The windows of some texts."""
+
+    predicted: Callable[[int], int] | None = None  # the length of a row -> how many tokens are, unless nearly all are
+
+    @abstractmethod
+    def label_row(self, training: bool) -> LabelRow:
+        """What makes inputs and labels of an encoded row."""
+
+    def training_batches(self, lengths: np.ndarray) -> tuple[Arrangement, Callable[[list[dict[str, Any]]], Batch]]:
+        """Bins of rows, or rows packed one after another."""
+        args = self.args
+        if args.packing == "padded":
+            return super().training_batches(lengths)
+        bins = PackedBins.for_rows(lengths, args.packed_tokens, self.predicted)
+        return bins, PackedCollator(
+            bins, self.tokenizer.pad_token_id, self.label_row(training=True), args.max_seq_length
+        )
 
     def encode_texts(self, texts: list[str]) -> pa.Table:
         """The rows that `encode` makes of some texts."""

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from ..data.batching import EvaluationBins
-from ..data.collators import PaddedCollator
-from ..data.masking import MASKINGS, TokenMasking
+from ..data.collators import LabelRow, PaddedCollator
+from ..data.masking import MASKINGS, TokenMasking, masked_tokens
 from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
 from .language_modeling import EVALUATION_SEED, LanguageModeling
@@ -92,16 +92,23 @@ class MaskedLM(LanguageModeling):
             ]
         return windows
 
-    def collator(self, training: bool) -> PaddedCollator:
+    def predicted(self, length: int) -> int:  # type: ignore[override]
+        """How many tokens of a row are masked in training, at most."""
+        return masked_tokens(length, self.args.mlm_probability)
+
+    def label_row(self, training: bool) -> LabelRow:
+        """Masks, in training those of the run, in evaluation always the same."""
         args = self.args
         kind = MASKINGS[args.mlm_masking] if training else TokenMasking
-        masking = kind(
+        return kind(
             seed=args.seed if training else EVALUATION_SEED,
             probability=args.mlm_probability if training else args.eval_mlm_probability,
             mask_token_id=self.tokenizer.mask_token_id,
             is_special=self.is_special,
-        )
-        return PaddedCollator(self.tokenizer.pad_token_id, masking.label_row, args.max_seq_length)
+        ).label_row
+
+    def collator(self, training: bool) -> PaddedCollator:
+        return PaddedCollator(self.tokenizer.pad_token_id, self.label_row(training), self.args.max_seq_length)
 
     def measure(self, model: nn.Module, batch: Batch) -> Measurement:
         """Losses over the masked tokens of one evaluation batch."""
@@ -131,7 +138,7 @@ class MaskedLM(LanguageModeling):
         }
 
     def _evaluation_tokens(self, evaluation: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        label_row = self.collator(training=False).label_row
+        label_row = self.label_row(training=False)
         rows = evaluation.with_format("numpy", columns=["input_ids"])["input_ids"]
         pairs = [
             label_row({"input_ids": ids, "epoch": EvaluationBins.EPOCH, "row": row}) for row, ids in enumerate(rows)

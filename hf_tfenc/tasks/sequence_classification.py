@@ -53,6 +53,7 @@ class SequenceClassification(Task):
         "eval_spearman": "Spearman correlation",
         "eval_loss": "loss",
     }
+    best = ("eval_macro_f1", "eval_spearman", "eval_loss")
     counted = {
         "eval_majority_accuracy": "accuracy of always saying the commonest label",
         "eval_majority_loss": "loss of saying the same of every row",

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..data.batching import Arrangement, PaddedBins
 from ..data.sources import Column
 from ..presets import preset_config
 from ..tokenization import tokenizer_digest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and numbers that are the same for every batch
 PREDICTED_DIGITS = 5
 WIDGET_TOKENS = 24
 
@@ -46,6 +47,7 @@ class Task(ABC):
     description: ClassVar[str]  # "trained ... by <description>"
     reported: ClassVar[dict[str, str]]  # the metrics that a card shows, and what each of them is
     counted: ClassVar[dict[str, str]]  # the same for `baselines`
+    best: ClassVar[tuple[str, ...]] = ("eval_loss",)  # the first that is measured says which model is the best
     epochs: ClassVar[int]  # over the built-in corpus, or any where no option says how many: some minutes on a laptop
     config_options: dict[str, Any] = {}  # set in the model's configuration; settled once rows are encoded
 
@@ -89,6 +91,19 @@ class Task(ABC):
     @abstractmethod
     def collator(self, training: bool) -> Callable[[list[dict[str, Any]]], Batch]:
         """From a list of encoded rows to a batch."""
+
+    def training_batches(self, lengths: np.ndarray) -> tuple[Arrangement, Callable[[list[dict[str, Any]]], Batch]]:
+        """How training rows make micro-batches: which of them, and how these become tensors.
+
+        Args:
+            lengths: (rows,), tokens of each row; none of a stream, where nobody knows them yet
+        """
+        return PaddedBins(self.args.per_device_train_batch_size), self.collator(training=True)
+
+    def count_tokens(self, batch: Batch) -> int:
+        """How many tokens of a batch are none of padding."""
+        real = batch.get("attention_mask")
+        return int((batch["input_ids"] != self.tokenizer.pad_token_id if real is None else real).sum())
 
     # --- Loss and metrics ---
 

@@ -49,6 +49,7 @@ class TokenClassification(Task):
         "eval_recall": "recall of entities",
         "eval_loss": "loss, nats a word",
     }
+    best = ("eval_f1", "eval_accuracy")  # the loss begins to rise long before these fall
     counted = {
         "eval_word_tag_accuracy": "accuracy of each word's commonest tag",
         "eval_word_tag_f1": "F1 of entities by each word's commonest tag",

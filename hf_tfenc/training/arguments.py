@@ -35,6 +35,7 @@ TASK_OPTIONS = {
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
     "streaming": ("causal-lm", "mlm"),
+    "packing": ("causal-lm", "mlm"),
 }
 STREAM_EVALUATIONS = 10  # of a run, where its epochs have no end that could be foreseen
 # Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
@@ -72,7 +73,9 @@ class ModelArguments:
     config_overrides: str | None = option(
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )
-    attn_implementation: str | None = option(None, "sdpa, eager, flex_attention or flash_attention_2")
+    attn_implementation: str | None = option(
+        None, "sdpa (if not given), varlen, eager, flex_attention or flash_attention_2"
+    )
     tokenizer_name: str | None = option(
         None, "use this tokenizer (folder or Hub id) and do not train one; a model that has another is fitted to it"
     )
@@ -133,7 +136,13 @@ class DataArguments:
 
 @dataclass
 class OptimizationArguments:
+    packing: Literal["padded", "packed"] = option(
+        "padded", "rows of a micro-batch padded to the longest, or packed one after another: for mlm and causal-lm"
+    )
     per_device_train_batch_size: int = option(16, "rows of a micro-batch")
+    tokens_per_batch: int | None = option(
+        None, "tokens of a packed micro-batch; if not given, per_device_train_batch_size rows of max_seq_length"
+    )
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
     num_train_epochs: int | None = option(
@@ -169,10 +178,14 @@ class RunArguments:
     dry_run: bool = option(False, "say what the run will be, after ten steps of it, and leave nothing behind")
     resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
     max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
-    load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")
+    load_best_model_at_end: bool = option(True, "keep the best model, and not the last one")
+    metric_for_best_model: str | None = option(
+        None, "what says which is the best, such as loss, accuracy or f1; if not given, what suits the task"
+    )
     seed: int = option(42, "of weights, order, masks and dropout")
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
+    torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
     push_to_hub: bool = option(False, "upload the folder without its training state, while it goes on and at the end")
@@ -202,7 +215,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
 
     def _refuse(self) -> None:
         positive = (
-            "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "vocab_size", "max_seq_length", "per_device_train_batch_size", "tokens_per_batch", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
             "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature", "lora_r",
@@ -228,10 +241,18 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():
-            if getattr(self, name) not in (None, False, "token") and self.task not in tasks:
+            if getattr(self, name) not in (None, False, "token", "padded") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
+        if self.metric_for_best_model is not None:
+            known = [name.removeprefix("eval_") for name in TASKS[self.task].reported]
+            if self.metric_for_best_model.removeprefix("eval_") not in known:
+                raise OptionError(
+                    f"--metric_for_best_model {self.metric_for_best_model} is no metric of --task {self.task}; "
+                    f"{', '.join(known)} are."
+                )
         if self.streaming:
             self._refuse_for_stream()
+        self._refuse_for_packing()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if not 0 <= self.lora_dropout < 1:
@@ -256,6 +277,24 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
                 if not re.fullmatch(pattern, value):
                     raise OptionError(f"--{name} is {value!r}; the Hub writes it in the manner of {example}.")
         self.parsed_config_overrides()
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of a packed micro-batch."""
+        return self.tokens_per_batch or self.per_device_train_batch_size * self.max_seq_length
+
+    def _refuse_for_packing(self) -> None:
+        if self.packing == "padded":
+            if self.tokens_per_batch is not None:
+                raise OptionError("--tokens_per_batch is for --packing packed: without it, a batch has rows.")
+            return
+        if self.streaming:
+            raise OptionError("--packing packed needs to know how long rows are, and nobody knows it of a stream.")
+        if self.packed_tokens < self.max_seq_length:
+            raise OptionError(
+                f"--tokens_per_batch {self.tokens_per_batch} is less than a row of --max_seq_length "
+                f"{self.max_seq_length} tokens: raise it."
+            )
 
     def _refuse_for_stream(self) -> None:
         if self.train_file is None and self.dataset_name is None:

@@ -74,10 +74,12 @@ def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
         if step == 1:
             started = time.monotonic()
         if step:
-            tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
+            tokens += sum(map(trainer.task.count_tokens, batches))
         batches = [trainer.on_device(batch) for batch in batches]
         norm = trainer.args.max_grad_norm
-        result = training_step(trainer.accelerator, trainer.model, trainer.optimizer, batches, trainer.task, norm)
+        result = training_step(
+            trainer.accelerator, trainer.training_model, trainer.optimizer, batches, trainer.task, norm
+        )
         # float16 finds its scale by steps that are not finite.
         if not result.finite and (trainer.accelerator.scaler is None or not torch.isfinite(result.loss)):
             raise ValueError(
@@ -93,9 +95,10 @@ def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
 def steps_of(trainer: Trainer, rows: Dataset) -> Iterator[list[Batch]]:
     """The micro-batches of step after step: first of the longest rows, which need the most memory, then as in the run."""
     accumulated = trainer.args.gradient_accumulation_steps
-    longest = np.argsort(rows.with_format("numpy")["length"][:])[-trainer.args.per_device_train_batch_size :]
-    batch = trainer.train_loader.collate_fn(EncodedRows(rows).__getitems__([(0, row) for row in longest.tolist()]))
-    yield [batch] * accumulated
+    if trainer.args.packing == "padded":  # packed batches all have the same shape
+        longest = np.argsort(rows.with_format("numpy")["length"][:])[-trainer.args.per_device_train_batch_size :]
+        batch = trainer.collate(EncodedRows(rows).__getitems__([(0, row) for row in longest.tolist()]))
+        yield [batch] * accumulated
     for epoch in count():
         trainer.train_bins.begin(epoch)
         yield from in_groups(trainer.train_loader, accumulated)

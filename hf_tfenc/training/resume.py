@@ -41,7 +41,7 @@ READ_OPTIONS = (
     "tokenizer_name",
 )  # fmt: skip
 # Options that change results in their last bits alone.
-BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation"}
+BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation", "torch_compile"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
 VOLATILE = {"transformers_version", "_name_or_path", "dtype", "architectures", "auto_map"}  # of a configuration
 

@@ -161,7 +161,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
                 )
         else:
             if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
-                progress.best_loss = None  # the next evaluation begins anew
+                progress.best_metric = None  # the next evaluation begins anew
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts, uploads)
             output.changed = True  # to the start, so that it is known at once whether uploads go well
             output.publish(progress.global_step)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
@@ -31,6 +32,9 @@ from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
 from .state import load_optimizer, load_rng, rng_file
+
+# Metrics that are better the lower they are.
+LOSSES = {"eval_loss", "eval_loss_per_byte", "eval_perplexity"}
 
 
 class StepResult(NamedTuple):
@@ -87,7 +91,7 @@ class Progress:
     consumed_bins: int = 0  # of this epoch
     bookmark: Sequence[int] | None = None  # of a stream: where to look for the next bin
     evaluation_due: bool = False  # after this step, and not yet made
-    best_loss: float | None = None
+    best_metric: float | None = None
     best_step: int = 0
     skipped_in_a_row: int = 0
     tokens: int = 0
@@ -149,17 +153,20 @@ class Trainer:
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
         processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-        order = (args.per_device_train_batch_size, args.seed, args.gradient_accumulation_steps)
         self.train_bins: TrainingBins | StreamedBins
+        lengths = np.array([], dtype=np.int64)
+        if isinstance(train_rows, Dataset):
+            lengths = train_rows.with_format("numpy")["length"][:]
+        arrangement, self.collate = task.training_batches(lengths)
+        order = (arrangement, args.seed, args.gradient_accumulation_steps)
         if isinstance(train_rows, EncodedStream):
             bookmark = self.progress.bookmark
             self.train_bins = StreamedBins(train_rows, *order, **processes, bookmark=bookmark, gather=gather_object)
             self.train_loader = self.loader(StreamedRows())
         else:
-            self.train_bins = TrainingBins(train_rows.with_format("numpy")["length"][:], *order, **processes)
+            self.train_bins = TrainingBins(lengths, *order, **processes)
             self.train_loader = self.loader(EncodedRows(train_rows))
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
-        self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
         model.to(accelerator.device)
@@ -167,6 +174,10 @@ class Trainer:
         # The schedule stays unprepared: a prepared one would step once for each process.
         self.schedule = make_schedule(optimizer, args, self.total_steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Only training is compiled: batches of an evaluation differ in shape.
+        self.training_model: Any = self.model
+        if args.torch_compile:
+            self.training_model = torch.compile(self.model, dynamic=False if args.packing == "packed" else None)
         self.totals, self.started = Totals(), time.monotonic()
         self.learning_rate: float | Tensor = 0.0  # of the last step
         self.grad_norm = torch.zeros(())
@@ -174,11 +185,14 @@ class Trainer:
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
         assert isinstance(self.train_bins, TrainingBins)  # a stream has max_steps
-        epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
-        return max(
-            0,
-            (epochs - 1) * self.train_bins.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins),
-        )
+        first, consumed = self.progress.epoch, self.progress.consumed_bins
+        epochs = range(first, self.args.num_train_epochs or self.task.epochs)
+        return sum(self.train_bins.steps(epoch, consumed if epoch == first else 0) for epoch in epochs)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of the first epoch, which others hardly differ from; of a stream nobody knows it."""
+        return self.train_bins.steps(0) if isinstance(self.train_bins, TrainingBins) else None
 
     def loader(self, rows: torch.utils.data.Dataset) -> DataLoader:
         """Training batches. Accelerate shards no loader: the bins are this process's own already."""
@@ -186,7 +200,7 @@ class Trainer:
         return DataLoader(
             rows,
             batch_sampler=self.train_bins,
-            collate_fn=self.task.collator(training=True),
+            collate_fn=self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -195,7 +209,11 @@ class Trainer:
         )
 
     def on_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        device = self.accelerator.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
 
     # --- Training ---
 
@@ -219,7 +237,7 @@ class Trainer:
             progress.logged_items,
             progress.logged_tokens if self.accelerator.is_main_process else 0,
         )
-        if progress.evaluation_due or (progress.best_loss is None and progress.global_step >= self.total_steps):
+        if progress.evaluation_due or (progress.best_metric is None and progress.global_step >= self.total_steps):
             self.evaluate_and_keep()
         while progress.global_step < self.total_steps:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
@@ -261,11 +279,11 @@ class Trainer:
     def step(self, batches: list[Batch]) -> bool:
         """One optimizer step. Whether the run is to stop after it."""
         progress = self.progress
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        tokens = sum(map(self.task.count_tokens, batches))
         batches = [self.on_device(batch) for batch in batches]
         result = training_step(
             self.accelerator,
-            self.model,
+            self.training_model,
             self.optimizer,
             batches,
             self.task,
@@ -400,13 +418,29 @@ class Trainer:
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
         last = progress.global_step == self.total_steps
-        best = progress.best_loss is None or loss < progress.best_loss
+        value = self.metric_for_best(metrics)
+        best = progress.best_metric is None or value > progress.best_metric
         wanted = best or (last and not self.args.load_best_model_at_end)
         kept = wanted and self.output.keep(self.model)
         if kept:
-            progress.best_loss, progress.best_step = loss, progress.global_step
+            progress.best_metric, progress.best_step = value, progress.global_step
         progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
+
+    def metric_for_best(self, metrics: dict[str, float]) -> float:
+        """What models are compared by, the higher the better: a metric, or a loss with its sign turned.
+
+        Raises:
+            RunError: there is no such metric.
+        """
+        asked = self.args.metric_for_best_model
+        names = self.task.best if asked is None else (f"eval_{asked.removeprefix('eval_')}",)
+        name = next((name for name in names if name in metrics), None)
+        if name is None:
+            known = ", ".join(name.removeprefix("eval_") for name in metrics)
+            raise RunError(f"--metric_for_best_model {asked} is not measured here; {known} are.")
+        value = -metrics[name] if name in LOSSES else metrics[name]
+        return value if math.isfinite(value) else -math.inf
 
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
         """Metrics over all evaluation rows.

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
-from hf_tfenc.data.batching import TrainingBins
+from hf_tfenc.data.batching import PaddedBins, TrainingBins
 from hf_tfenc.data.collators import EncodedRows, PaddedCollator
 from hf_tfenc.data.masking import IGNORE_INDEX, TokenMasking
 
@@ -61,7 +61,7 @@ def test_number_of_workers_changes_nothing():
     encoded = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]}, features=features)
 
     def two_epochs(workers):
-        bins = TrainingBins(encoded.with_format("numpy")["length"][:], 4, seed=1, accumulation_steps=3)
+        bins = TrainingBins(encoded.with_format("numpy")["length"][:], PaddedBins(4), seed=1, accumulation_steps=3)
         masking = TokenMasking(1, 0.15, mask_token_id=4, is_special=np.arange(1000) < 5)
         loader = DataLoader(
             EncodedRows(encoded),

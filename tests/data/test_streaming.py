@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 
 from hf_tfenc.data import streaming
-from hf_tfenc.data.batching import TrainingBins, epoch_bins
+from hf_tfenc.data.batching import PaddedBins, TrainingBins
 from hf_tfenc.data.columns import Column
 from hf_tfenc.data.files import Files
 from hf_tfenc.data.sources import Source, load_splits, load_stream
@@ -42,7 +42,7 @@ def encode(texts):
 
 
 def sampler(stream, block_texts=50, batch_size=4, seed=1, **others):
-    return StreamedBins(EncodedStream(stream, encode, block_texts), batch_size, seed, **others)
+    return StreamedBins(EncodedStream(stream, encode, block_texts), PaddedBins(batch_size), seed, **others)
 
 
 def passed(bins, epoch=0, consumed=0):
@@ -105,7 +105,7 @@ def test_every_row_is_in_one_bin_of_its_block(texts, block_texts):
 def test_one_block_is_an_epoch_of_a_data_set():
     table = encode(map(str, range(200)))
     lengths = table["length"].to_numpy()
-    expected = [rows.tolist() for rows in epoch_bins(lengths, 4, 1, 3)]
+    expected = [rows.tolist() for rows in PaddedBins(4)(lengths, 1, 3)]
     assert [[number for number, _ in rows] for rows in passed(sampler(numbered(200), 1000), epoch=3)] == expected
 
 
@@ -162,7 +162,7 @@ def test_a_bookmark_saves_the_tokenizing():
         return encode(texts)
 
     def make(**others):
-        return StreamedBins(EncodedStream(numbered(1000), noted, 50), 4, 1, **others)
+        return StreamedBins(EncodedStream(numbered(1000), noted, 50), PaddedBins(4), 1, **others)
 
     whole = make()
     bins = passed(whole)
@@ -203,7 +203,9 @@ def test_each_process_tokenizes_its_share(monkeypatch):
             encoded[process_index] += texts
             return encode(texts)
 
-        return StreamedBins(EncodedStream(numbered(300), noted, 50), 4, 1, process_index=process_index, **place)
+        return StreamedBins(
+            EncodedStream(numbered(300), noted, 50), PaddedBins(4), 1, process_index=process_index, **place
+        )
 
     passed_by(2, make)
     assert sorted(map(int, encoded[0] + encoded[1])) == list(range(300))
@@ -220,7 +222,9 @@ def test_what_fails_in_one_process_fails_in_all(monkeypatch):
                 raise ValueError("no such thing")
             return encode(texts)
 
-        bins = StreamedBins(EncodedStream(numbered(300), failing, 50), 4, 1, process_index=process_index, **place)
+        bins = StreamedBins(
+            EncodedStream(numbered(300), failing, 50), PaddedBins(4), 1, process_index=process_index, **place
+        )
 
         class Told:
             def begin(self, *place):
@@ -262,9 +266,9 @@ def test_rows_of_a_step_can_be_named():
 
 def test_it_is_given_out_as_training_bins_are():
     """What the trainer asks of either."""
-    shared = {"begin", "share", "rows", "steps_per_epoch", "bins_per_step", "__iter__"}
+    shared = {"begin", "share", "rows", "bins_per_epoch", "bins_per_step", "__iter__"}
     lengths = np.ones(10, dtype=np.int64)
-    for bins in (TrainingBins(lengths, 4, 1), sampler(numbered(10))):
+    for bins in (TrainingBins(lengths, PaddedBins(4), 1), sampler(numbered(10))):
         assert shared <= set(dir(bins))
 
 

@@ -33,14 +33,14 @@ def uncompiled_flex(monkeypatch):
     )
 
 
-@pytest.fixture(params=("eager", "sdpa", "flex_attention"))
+@pytest.fixture(params=("eager", "sdpa", "flex_attention", "varlen"))
 def backend(request, uncompiled_flex):
     """Each attention implementation; without gradients, which flex_attention cannot compute on a CPU."""
     with torch.no_grad():
         yield request.param
 
 
-@pytest.fixture(params=("eager", "sdpa"))
+@pytest.fixture(params=("eager", "sdpa", "varlen"))
 def trainable_backend(request):
     """The attention implementations that train on a CPU."""
     return request.param

@@ -151,7 +151,7 @@ def test_the_last_hidden_state_is_the_output(corner):
     assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "varlen"])
 @pytest.mark.parametrize("corner", CORNERS)
 def test_attention_weights_come_from_the_equal_eager_path(corner, attention, caplog):
     model = build(TfEncModel, tiny(corner), attention)

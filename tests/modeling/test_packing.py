@@ -87,7 +87,7 @@ def test_each_way_to_say_what_is_packed(backend, corner, form):
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), slots=st.integers(0, 3), data=st.data())
 def test_packed_equals_separate_for_any_lengths(lengths, slots, data):
-    corner, attention = data.draw(st.sampled_from(CORNERS)), data.draw(st.sampled_from(["eager", "sdpa"]))
+    corner, attention = data.draw(st.sampled_from(CORNERS)), data.draw(st.sampled_from(["eager", "sdpa", "varlen"]))
     model = build(TfEncModel, tiny(corner, pooling=data.draw(st.sampled_from(["cls", "mean"]))), attention)
     apart = sequences(lengths)
     packed = model(torch.cat(apart, dim=1), cu_seq_lens_q=boundaries(lengths, slots))

@@ -150,7 +150,7 @@ def test_a_run_on_a_stream_is_evaluated_ten_times():
 ABOVE_0 = [
     "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
-    "cpu_threads", "max_train_samples", "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
+    "cpu_threads", "max_train_samples", "max_eval_samples", "shuffle_buffer_size", "tokens_per_batch", "learning_rate", "adam_epsilon", "temperature",
 ]  # fmt: skip
 
 
@@ -179,6 +179,11 @@ ABOVE_0 = [
         (STREAM | {"max_steps": None}, "--streaming needs --max_steps, for nobody knows how long the stream is."),
         (STREAM | {"train_file": None}, "--streaming has nothing to read: give --train_file or --dataset_name, or leave it out."),
         (STREAM | {"dry_run": True}, "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."),
+        ({"metric_for_best_model": "f1"}, "--metric_for_best_model f1 is no metric of --task mlm; accuracy, loss, perplexity, loss_per_byte are."),
+        ({"packing": "packed", "task": "embedding"}, "--packing is for --task causal-lm and mlm; the task is embedding."),
+        ({"tokens_per_batch": 512}, "--tokens_per_batch is for --packing packed: without it, a batch has rows."),
+        ({"packing": "packed", "tokens_per_batch": 64}, "--tokens_per_batch 64 is less than a row of --max_seq_length 128 tokens: raise it."),
+        (STREAM | {"packing": "packed"}, "--packing packed needs to know how long rows are, and nobody knows it of a stream."),
         (STREAM | {"max_train_samples": 9}, "--max_train_samples is not for --streaming: --max_steps says how far it is read."),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: choose one."),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id user/name to know where to."),

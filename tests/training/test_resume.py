@@ -110,6 +110,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(survives, processes, workers):
     survives(processes, workers, times=1, seed=processes * 10 + workers, **(MUON if workers else {}))
 
 
+def test_a_killed_run_on_packed_rows_ends_as_if_it_had_not_been(survives):
+    survives(2, 0, times=1, seed=5, packing="packed", gradient_accumulation_steps=2)
+
+
 STREAM = {
     "streaming": True,
     "shuffle_buffer_size": 25,

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 
-from hf_tfenc.data.batching import epoch_bins
+from hf_tfenc.data.batching import PaddedBins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
@@ -221,7 +221,7 @@ def test_epochs_average_over_items(make_trainer, tmp_path):
     rows, task = EncodedRows(trainer.train_loader.dataset.rows), trainer.task
     lengths = np.array([len(ids) for ids in rows.rows["input_ids"]])
     for epoch in range(3):
-        bins = epoch_bins(lengths, 8, 5, epoch)
+        bins = PaddedBins(8)(lengths, 5, epoch)
         batches = [task.collator(training=True)(rows.__getitems__([(epoch, row) for row in bin])) for bin in bins]
         items = [task.count_items(batch).item() for batch in batches]
         of_epoch = [record for record in records if "loss" in record and epoch < record["epoch"] <= epoch + 1]
@@ -312,13 +312,56 @@ def test_what_is_kept(make_trainer, tmp_path, monkeypatch, best, kept):
     assert [loss_at[step] for step in steps] == kept
 
 
+@pytest.mark.slow
+def test_packed_training_compiles_once(make_trainer, tmp_path):
+    """And learns the same."""
+    losses = []
+    for compiled in (True, False):
+        torch._dynamo.reset()
+        counted = torch._dynamo.utils.counters["stats"]
+        counted.clear()
+        options = {"packing": "packed", "tokens_per_batch": 256, "max_steps": 25, "logging_steps": 1}
+        no_dropout = {f"{part}_dropout": 0.0 for part in ("embedding", "hidden", "attention", "mlp")}
+        trainer = make_trainer(**options, torch_compile=compiled, config_overrides=overrides(**no_dropout))
+        losses.append([r["loss"] for r in trained(trainer, tmp_path, NoFolder()) if "grad_norm" in r])
+        assert counted["unique_graphs"] == compiled
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 25
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"), [(None, 2), ("loss", 2), ("eval_accuracy", 4), ("perplexity", 6), ("loss_per_byte", 8)]
+)
+def test_what_says_which_model_is_the_best(make_trainer, tmp_path, monkeypatch, asked, kept):
+    """A higher accuracy is better, and a lower loss; what is not a number is never the best."""
+    measured = {
+        "eval_loss": [1.0, 2.0, 3.0, 4.0],
+        "eval_accuracy": [0.1, 0.3, 0.2, 0.3],
+        "eval_perplexity": [math.nan, 3.0, 2.0, 2.0],
+        "eval_loss_per_byte": [4.0, 3.0, 2.0, 1.0],
+    }
+    results = iter([dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: next(results))
+    trainer = make_trainer(max_steps=8, eval_steps=2, metric_for_best_model=asked)
+    trained(trainer, tmp_path, NoFolder())
+    assert trainer.progress.best_step == kept
+
+
+def test_a_metric_that_is_not_measured_is_named(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": 1.0, "eval_perplexity": 2.0})
+    trainer = make_trainer(max_steps=2, metric_for_best_model="accuracy")
+    with pytest.raises(
+        RunError, match=r"^--metric_for_best_model accuracy is not measured here; loss, perplexity are\.$"
+    ):
+        trained(trainer, tmp_path, NoFolder())
+
+
 def test_a_model_that_could_not_be_kept_is_not_the_best_one(make_trainer, tmp_path, monkeypatch):
     results = iter([5.0, 3.0, 4.0, 4.5])
     monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": next(results)})
     trainer, output, steps = make_trainer(max_steps=8, eval_steps=2), NoFolder(), []
     output.keep = lambda model: steps.append(trainer.progress.global_step) or trainer.progress.global_step != 4
     trained(trainer, tmp_path, output)
-    assert steps == [2, 4, 6] and (trainer.progress.best_loss, trainer.progress.best_step) == (4.0, 6)
+    assert steps == [2, 4, 6] and (trainer.progress.best_metric, trainer.progress.best_step) == (-4.0, 6)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +405,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_rows(make_tra
     before = [seen[index] for index in range(0, 10, 2)]  # each step
     assert before[2].equal(before[3]) and not any(before[i].equal(before[i + 1]) for i in (0, 1, 3))
     (skipped,) = [record for record in records if record.get("skipped")]
-    bins = epoch_bins(np.array(trainer.train_bins.lengths), 4, 42, 0)
+    bins = PaddedBins(4)(np.array(trainer.train_bins.lengths), 42, 0)
     assert skipped == {"step": 3, "skipped": True, "loss": None, "rows": [int(r) for b in bins[4:6] for r in b]}
     assert [record["loss"] is None for record in records if "grad_norm" in record] == [i == 2 for i in range(5)]
 

@@ -1,0 +1,201 @@
+"""What `hf-tfenc embed` does: a vector for each row of a file, over sentence-transformers, part after part.
+
+A part is some thousand rows, written down before the next one begins. A call that was stopped takes up the parts that it
+finds: each of them says which texts, model and options it is of.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from .configuration_tfenc import TfEncConfig
+from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
+from .data.files import Files, SampleBy, find_files
+from .data.values import shown
+from .extras import require
+from .tokenization import HUB_ID
+
+ROWS_PER_PART = 10_000  # sorted by length, and saved, together
+KEY = b"hf_tfenc"  # under which a part says what it is of
+
+
+class Encoding(NamedTuple):
+    """How texts become vectors.
+
+    batch_size: texts at once.
+    max_seq_length: tokens of a text that are read; the model's own limit if not given.
+    """
+
+    batch_size: int = 32
+    max_seq_length: int | None = None
+    normalize: bool = False
+    bf16: bool = False
+
+
+def embed(
+    file: str,
+    out: Path,
+    model_name_or_path: str,
+    text_column: str | None = None,
+    sample_by: SampleBy = "line",
+    encoding: Encoding = Encoding(),  # noqa: B008  # it cannot change
+    overwrite: bool = False,
+) -> str:
+    """Write a parquet file with a row for each of `file`, in their order: `row`, from 1, and `embedding`, float32.
+
+    Args:
+        file: any file that train.py reads; a pattern or a folder, too.
+        model_name_or_path: folder or Hub id of what sentence-transformers loads.
+        sample_by: what a row of a plain text file is.
+        overwrite: replace `out`, if there is one.
+
+    Returns:
+        what was done, in a sentence
+
+    Raises:
+        ValueError, OSError: one sentence; what was computed so far stays.
+    """
+    require("sentence_transformers", "sentence-transformers")
+    if out.suffix != ".parquet":
+        raise ValueError(f"{out} does not end in .parquet, which is what is written: name it so.")
+    if out.exists() and not overwrite:
+        raise OSError(f"{out} is there already: choose another name, or replace it with --overwrite.")
+    rows, column = read_rows(file, text_column, sample_by)
+    model = load_model(model_name_or_path, encoding)
+    digest = digest_of(model, encoding)
+    parts = out.with_name(out.name + ".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    taken, files = 0, []
+    with tqdm(total=len(rows), unit=" rows", desc="Embedding", smoothing=0) as bar:
+        for first in range(0, len(rows), ROWS_PER_PART):
+            texts = rows[first : first + ROWS_PER_PART][column]
+            check_texts(texts, first, column)
+            files.append(parts / f"{first:012}.parquet")
+            key = hashlib.blake2b(digest + "\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest().encode()
+            if is_part(files[-1], key):
+                taken += len(texts)
+                bar.initial += len(texts)
+            else:
+                write_part(files[-1], key, first, vectors(model, texts, encoding))
+            bar.update(len(texts))
+    join(files, out)
+    shutil.rmtree(parts)
+    again = f", {taken:,} of them from an earlier call" if taken else ""
+    return f"{out} holds {len(rows):,} vectors of {model.get_embedding_dimension()} numbers{again}."
+
+
+# --- Texts -----------------------------------------------------------------------------------------------------------
+
+
+def read_rows(file: str, text_column: str | None, sample_by: SampleBy) -> tuple[Dataset, str]:
+    """All rows of a file, and which column holds the text."""
+    found = find_files("FILE", file)
+    paths = [path for group in found.values() for path in group]
+    origin = Files.of("FILE", paths, sample_by).filled()
+    wanted = [Column("text", "text", TEXT_COLUMNS, text_column, "--text_column")]
+    chosen = choose(origin.where, origin.types(), wanted)
+    log_guesses(origin.where, wanted, chosen)
+    rows = origin.load([chosen["text"]])
+    if not len(rows):
+        raise ValueError(f"FILE {file} has no rows: give one that has some.")
+    return rows, chosen["text"]
+
+
+def check_texts(texts: list[Any], first: int, column: str) -> None:
+    """Raises ValueError where a row has no text, by its number; an empty text is one."""
+    for number, text in enumerate(texts, first + 1):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"Row {number}: {column} is {shown(text)}, not a string: mend the row, or leave it out of the file. "
+                "The rows before it are kept for the next call."
+            )
+
+
+# --- Vectors ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(name_or_path: str, encoding: Encoding) -> Any:
+    """The model as sentence-transformers has it; one of ours does no work on padding."""
+    from sentence_transformers import SentenceTransformer
+
+    if not Path(name_or_path).is_dir() and not HUB_ID.fullmatch(name_or_path):
+        raise OSError(f"--model_name_or_path {name_or_path}: there is no such folder, check the path.")
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if encoding.bf16 else torch.float32}
+    if AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type == TfEncConfig.model_type:
+        options["attn_implementation"] = "varlen"
+    model = SentenceTransformer(name_or_path, model_kwargs=options)
+    if encoding.max_seq_length is not None:
+        model.max_seq_length = encoding.max_seq_length
+    return model
+
+
+def digest_of(model: torch.nn.Module, encoding: Encoding) -> bytes:
+    """A hash of all that vectors depend on but the texts; how many are computed at once changes their last bits alone."""
+    settled = encoding._replace(batch_size=0, max_seq_length=model.max_seq_length)  # type: ignore[arg-type]
+    digest = hashlib.blake2b(repr((settled, str(model))).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def vectors(model: Any, texts: list[str], encoding: Encoding) -> np.ndarray:
+    """(texts, features) float32, in the order of the texts; they are computed from the longest to the shortest."""
+    result = model.encode(
+        texts,
+        batch_size=encoding.batch_size,
+        normalize_embeddings=encoding.normalize,
+        show_progress_bar=False,
+    )
+    return np.asarray(result, dtype=np.float32)
+
+
+# --- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def is_part(path: Path, key: bytes) -> bool:
+    """Whether a whole part of just these texts is there."""
+    with contextlib.suppress(OSError, pa.ArrowInvalid):
+        return (pq.read_schema(path).metadata or {}).get(KEY) == key
+    return False
+
+
+def write_part(path: Path, key: bytes, first: int, embeddings: np.ndarray) -> None:
+    """Write a part so that it is there whole or not at all."""
+    width = embeddings.shape[1]
+    flat = pa.array(embeddings.reshape(-1))
+    table = pa.table(
+        {
+            "row": pa.array(np.arange(first + 1, first + 1 + len(embeddings))),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
+        }
+    ).replace_schema_metadata({KEY: key})
+    beside = path.with_suffix(".tmp")
+    pq.write_table(table, beside)
+    os.replace(beside, path)
+
+
+def join(files: list[Path], out: Path) -> None:
+    """All parts as one file, a row group each."""
+    beside = out.with_name(f".{out.name}.tmp")
+    with pq.ParquetWriter(beside, pq.read_schema(files[0]).remove_metadata()) as writer:
+        for table in tables(files):
+            writer.write_table(table.replace_schema_metadata())
+    os.replace(beside, out)
+
+
+def tables(files: list[Path]) -> Iterator[pa.Table]:
+    for file in files:
+        yield pq.read_table(file)

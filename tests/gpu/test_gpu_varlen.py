@@ -1,0 +1,94 @@
+"""torch's own varlen kernel against sdpa with masks, in bfloat16: outputs and gradients."""
+
+import pytest
+import torch
+
+from hf_tfenc import TfEncForMaskedLM, TfEncModel
+from hf_tfenc.presets import preset_config
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 256}
+LENGTHS = {
+    "varied": (130, 1, 64, 65, 17, 2),
+    "at the window's edge": (63, 64, 65, 66, 129),
+    "all alike": (96, 96, 96),
+    "one": (1,),
+}
+
+
+def model_of(preset, attention, causal, head=TfEncModel):
+    options = {f"{part}_dropout": 0.0 for part in ("embedding", "hidden", "attention", "mlp")}
+    window = {"sliding_window": 64} if preset == "modern-tiny" else {}
+    config = preset_config(preset, vocab_size=300, is_causal=causal, **SIZES, **options, **window)
+    torch.manual_seed(0)
+    return head._from_config(config, attn_implementation=attention).cuda().bfloat16()
+
+
+def batch_of(lengths):
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().cuda()
+    ids = torch.randint(1, 300, mask.shape, generator=torch.Generator().manual_seed(0)).cuda()
+    return ids, mask
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("preset", ["classic-tiny", "bert-tiny", "modern-tiny"])
+def test_padded_rows(preset, lengths, causal):
+    ids, mask = batch_of(LENGTHS[lengths])
+    outputs, gradients = [], []
+    for attention in ("sdpa", "varlen"):
+        model = model_of(preset, attention, causal).train()
+        states = model(ids, mask).last_hidden_state[mask.bool()]
+        states.float().square().mean().backward()
+        outputs.append(states.float())
+        gradients.append({name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-2 * outputs[0].abs().max().clamp(min=1)
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 0.05 * expected.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("preset", ["classic-tiny", "modern-tiny"])
+def test_a_packed_row_equals_padded_ones(preset, slots):
+    """Slots to spare at the end are sequences without tokens."""
+    lengths = LENGTHS["varied"]
+    ids, mask = batch_of(lengths)
+    model = model_of(preset, "varlen", False).eval()
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    bounds = torch.cat([bounds, bounds[-1:].expand(slots)]).int().cuda()
+    with torch.no_grad():
+        packed = model(ids[mask.bool()][None], cu_seq_lens_q=bounds, max_length_q=256).last_hidden_state[0]
+        padded = model(ids, mask).last_hidden_state[mask.bool()]
+    assert torch.equal(packed, padded)
+
+
+def test_a_compiled_step_makes_one_graph():
+    model = model_of("modern-tiny", "varlen", False, TfEncForMaskedLM).train()
+    compiled = torch.compile(model, dynamic=False, fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for lengths in ((100, 28), (3, 60, 65), (128,)):
+        bounds = torch.tensor([0, *lengths]).cumsum(0)
+        bounds = torch.cat([bounds, bounds[-1:].expand(4 - len(lengths))]).int().cuda()
+        positions = torch.cat([torch.arange(length) for length in lengths])[None].cuda()
+        ids = torch.randint(1, 300, (1, 128), device="cuda")
+        where = torch.randint(128, (32,), device="cuda")
+        batch = {"input_ids": ids, "position_ids": positions, "cu_seq_lens_q": bounds, "max_length_q": 128}
+        loss = compiled(**batch, labels=ids, prediction_positions=where).loss
+        loss.backward()
+        assert abs(loss.item() - model(**batch, labels=ids, prediction_positions=where).loss.item()) < 0.05
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("why", ["float32", "deterministic"])
+def test_where_the_kernel_cannot_the_equal_path_does(why):
+    ids, mask = batch_of(LENGTHS["varied"])
+    model, same = (model_of("modern-tiny", attention, False).eval() for attention in ("varlen", "sdpa"))
+    if why == "float32":
+        model, same = model.float(), same.float()
+    try:
+        torch.use_deterministic_algorithms(why == "deterministic", warn_only=True)
+        results = [each(ids, mask).last_hidden_state[mask.bool()].float() for each in (model, same)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (results[0] - results[1]).abs().max() < (1e-4 if why == "float32" else 1e-2) * results[1].abs().max()

@@ -1,0 +1,118 @@
+"""Padding left out at the model's door: the same numbers, and no work on what is not there."""
+
+import logging
+
+import pytest
+import torch
+from corners import CORNERS, HEADS, NO_DROPOUT, build, collate, make_rows, padding_mask, tiny, token_ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_tfenc import TfEncModel
+from hf_tfenc.modeling_tfenc import find_padding
+
+LENGTHS = (12, 1, 7, 5)
+
+
+def widths(model):
+    """How many tokens each call of the first feed-forward block sees."""
+    seen = []
+    model.layers[0].mlp.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2].numel()))
+    return seen
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_what_is_no_padding_is_the_same(corner, left, causal):
+    mask = padding_mask(*LENGTHS, left=left)
+    ids, config = token_ids(*mask.shape), tiny(corner, is_causal=causal)
+    expected = build(TfEncModel, config, "eager")(ids, mask)
+    model = build(TfEncModel, config, "varlen")
+    seen = widths(model)
+    output = model(ids, mask)
+    tokens = mask.bool()
+    torch.testing.assert_close(output.last_hidden_state[tokens], expected.last_hidden_state[tokens])
+    torch.testing.assert_close(output.pooler_output, expected.pooler_output)
+    assert seen == [sum(LENGTHS)]
+    assert not output.last_hidden_state[~tokens].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(0, 10), min_size=1, max_size=5).filter(any), data=st.data())
+def test_any_lengths(lengths, data):
+    """Rows without a token too; the window of the modern corner reaches 4 tokens each way."""
+    corner, left, causal = (data.draw(st.sampled_from(values)) for values in (CORNERS, (False, True), (False, True)))
+    config = tiny(corner, is_causal=causal, pooling=data.draw(st.sampled_from(["cls", "mean"])))
+    mask = padding_mask(*lengths, left=left)
+    ids, tokens, rows = token_ids(*mask.shape), mask.bool(), mask.any(dim=1)
+    expected = build(TfEncModel, config, "sdpa")(ids, mask)
+    output = build(TfEncModel, config, "varlen")(ids, mask)
+    torch.testing.assert_close(output.last_hidden_state[tokens], expected.last_hidden_state[tokens])
+    torch.testing.assert_close(output.pooler_output[rows], expected.pooler_output[rows])
+    assert output.pooler_output.isfinite().all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_loss_and_gradient_of_each_head(name):
+    results = []
+    for attention in ("sdpa", "varlen"):
+        model = build(HEADS[name].model_class, tiny("modern", **NO_DROPOUT | HEADS[name].options), attention).train()
+        loss = model(**collate(make_rows(name, 5))).loss
+        loss.backward()
+        results.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_embeddings_and_segments_are_unpadded_too():
+    mask = padding_mask(*LENGTHS)
+    config = tiny("bert")
+    embeddings, segments = torch.randn(*mask.shape, config.hidden_size), token_ids(*mask.shape) % 2
+    outputs = [
+        build(TfEncModel, config, attention)(inputs_embeds=embeddings, attention_mask=mask, token_type_ids=segments)
+        for attention in ("sdpa", "varlen")
+    ]
+    torch.testing.assert_close(outputs[1].last_hidden_state[mask.bool()], outputs[0].last_hidden_state[mask.bool()])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        torch.ones(2, 4, dtype=torch.long),
+        torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]]),  # a window would reach over what is hidden
+        torch.zeros(2, 4, dtype=torch.long),
+    ],
+    ids=["no mask", "no padding", "a gap", "nothing else"],
+)
+def test_where_there_is_nothing_to_leave_out(mask):
+    assert find_padding(mask) is None
+    ids = token_ids(2, 4)
+    output, expected = (
+        build(TfEncModel, tiny("modern"), attention)(ids, mask).last_hidden_state for attention in ("varlen", "sdpa")
+    )
+    assert torch.equal(output, expected)
+
+
+def test_hidden_states_have_the_shape_of_the_input():
+    mask = padding_mask(*LENGTHS)
+    output = build(TfEncModel, tiny("modern"), "varlen")(token_ids(*mask.shape), mask, output_hidden_states=True)
+    assert {states.shape[:2] for states in output.hidden_states} == {mask.shape}
+
+
+def test_a_graph_takes_the_masked_path():
+    """In a graph nothing may depend on the lengths, so padding stays, and nothing breaks the graph."""
+    mask = padding_mask(*LENGTHS)
+    ids, tokens = token_ids(*mask.shape), mask.bool()
+    model = build(TfEncModel, tiny("modern"), "varlen")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected, output = model(ids, mask).last_hidden_state, compiled(ids, mask).last_hidden_state
+    torch.testing.assert_close(output[tokens], expected[tokens])
+
+
+def test_a_cpu_is_no_reason_to_warn(caplog):
+    mask = padding_mask(*LENGTHS)
+    with caplog.at_level(logging.WARNING):
+        build(TfEncModel, tiny(), "varlen")(token_ids(*mask.shape), mask)
+    assert not caplog.records

@@ -1,0 +1,163 @@
+"""A vector for each row of a file, taken up where a call was stopped."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hf_tfenc import TfEncModel, embed
+from hf_tfenc.presets import preset_config
+from hf_tfenc.publish.sentence_transformers import write_modules
+
+pytest.importorskip("sentence_transformers", reason="needs the extra sentence-transformers")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = preset_config("modern-tiny", vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
+    torch.manual_seed(0)
+    model = TfEncModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_modules(model, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def file(texts, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"id": index, "text": text}) + "\n" for index, text in enumerate(texts[:50])))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embed, "ROWS_PER_PART", 20)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many texts each part had that was computed; `fails_at` a part, it ends there."""
+    vectors, seen = embed.vectors, []
+
+    def noted(model, texts, encoding):
+        if len(seen) == noted.fails_at:
+            raise KeyboardInterrupt
+        seen.append(len(texts))
+        return vectors(model, texts, encoding)
+
+    noted.fails_at = None
+    monkeypatch.setattr(embed, "vectors", noted)
+    return noted, seen
+
+
+def test_rows_have_the_vectors_of_their_texts(model, file, texts, tmp_path):
+    out = tmp_path / "out.parquet"
+    said = embed.embed(str(file), out, model)
+    assert said == f"{out} holds 50 vectors of 16 numbers."
+    table = pq.read_table(out)
+    assert table["row"].to_pylist() == list(range(1, 51))
+    expected = embed.load_model(model, embed.Encoding()).encode(texts[:50])
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist(), dtype=np.float32), expected, atol=1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.parquet", "texts.jsonl"}
+
+
+def test_padding_is_left_out(model):
+    loaded = embed.load_model(model, embed.Encoding())
+    assert loaded[0].auto_model.config._attn_implementation == "varlen"
+
+
+def test_options_reach_the_model(model, file, tmp_path):
+    out = tmp_path / "out.parquet"
+    encoding = embed.Encoding(batch_size=7, max_seq_length=5, normalize=True)
+    embed.embed(str(file), out, model, encoding=encoding)
+    found = np.array(pq.read_table(out)["embedding"].to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert embed.load_model(model, encoding).max_seq_length == 5
+
+
+def test_a_stopped_call_goes_on(model, file, tmp_path, encoded):
+    noted, seen = encoded
+    embed.embed(str(file), tmp_path / "whole.parquet", model)
+    assert seen == [20, 20, 10]
+    seen.clear()
+    noted.fails_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(str(file), tmp_path / "out.parquet", model)
+    noted.fails_at = None
+    said = embed.embed(str(file), tmp_path / "out.parquet", model)
+    assert said.endswith("holds 50 vectors of 16 numbers, 40 of them from an earlier call.")
+    assert seen == [20, 20, 10]
+    assert pq.read_table(tmp_path / "out.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
+
+
+def change_a_text(file, parts):
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0].replace('"text": "', '"text": "now '), *lines[1:]]))
+
+
+def cut_a_part(file, parts):
+    path = sorted(parts.iterdir())[0]
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [change_a_text, cut_a_part])
+def test_a_part_of_other_texts_or_a_broken_one_is_made_anew(model, file, tmp_path, encoded, damage):
+    noted, seen = encoded
+    noted.fails_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(str(file), tmp_path / "out.parquet", model)
+    noted.fails_at = None
+    damage(file, tmp_path / "out.parquet.parts")
+    assert "20 of them" in embed.embed(str(file), tmp_path / "out.parquet", model)
+    assert seen == [20, 20, 20, 10]
+
+
+def test_other_options_are_another_call(model, file, tmp_path, encoded):
+    noted, seen = encoded
+    noted.fails_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(str(file), tmp_path / "out.parquet", model)
+    noted.fails_at = None
+    said = embed.embed(str(file), tmp_path / "out.parquet", model, encoding=embed.Encoding(normalize=True))
+    assert said.endswith("holds 50 vectors of 16 numbers.")
+    assert seen == [20, 20, 20, 20, 10]
+
+
+def test_what_is_there_is_replaced_only_when_asked(model, file, tmp_path):
+    out = tmp_path / "out.parquet"
+    out.write_text("mine")
+    with pytest.raises(OSError, match=r"is there already: choose another name, or replace it with --overwrite\.$"):
+        embed.embed(str(file), out, model)
+    assert out.read_text() == "mine"
+    embed.embed(str(file), out, model, overwrite=True)
+    assert pq.read_table(out).num_rows == 50
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"out": "out.csv"}, r"out\.csv does not end in \.parquet, which is what is written: name it so\.$"),
+        ({"file": "nothing.csv"}, r"FILE .*nothing\.csv: there is no such file or folder, check the path\.$"),
+        ({"text_column": "body"}, r"has no column 'body': give --text_column one of id \(.*\), text \(.*\)\.$"),
+        ({"model_name_or_path": "no/such/folder"}, r"no/such/folder: there is no such folder, check the path\.$"),
+    ],
+)
+def test_mistakes(model, file, tmp_path, options, sentence):
+    call = {"file": str(file), "out": "out.parquet", "model_name_or_path": model, **options}
+    call["out"] = tmp_path / call["out"]
+    with pytest.raises((ValueError, OSError), match=sentence):
+        embed.embed(**call)
+    assert not call["out"].exists()
+
+
+def test_a_row_without_a_text_is_named(model, tmp_path, texts):
+    path = tmp_path / "texts.jsonl"
+    rows = [*texts[:25], None, *texts[25:30]]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    with pytest.raises(ValueError, match=r"^Row 26: text is null, not a string: mend the row, or leave it out"):
+        embed.embed(str(path), tmp_path / "out.parquet", model)
