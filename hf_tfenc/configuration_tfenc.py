@@ -96,6 +96,7 @@ class TfEncConfig(PreTrainedConfig):
             a score is at first an inner product, greatest between tokens at near positions. None for no such start.
         residual_initializer_scale: factor on that deviation for the two projections of each layer that write into
             the residual stream; None for 1 / sqrt(2 * num_hidden_layers).
+        task_specific_params: what a task must remember of its training rows, by the task's name.
 
     Raises:
         ValueError: a keyword that is no option, or options that do not go together.
@@ -163,6 +164,8 @@ class TfEncConfig(PreTrainedConfig):
     embedding_initializer_range: float | int | None = None
     query_key_initializer_range: float | int | None = None
     residual_initializer_scale: float | int | None = 1.0
+
+    task_specific_params: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for alias, name in self.attribute_map.items():

@@ -25,6 +25,7 @@ SPECIAL_TOKENS = [  # in the order of their ids, from 0
     # A mask stands for a word with its leading space, as the word's own token does.
     AddedToken("[MASK]", special=True, lstrip=True),
 ]
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"; everything else can only be a path
 TOKENIZER_FILES = ("*token*", "vocab*", "*.model")  # the names that tokenizers of all kinds are saved under
 MIN_FREQUENCY = 2  # what occurs once teaches nothing, and a small text would be learned by heart
 
@@ -142,8 +143,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     """
     name = str(name_or_path)
     folder = Path(name).expanduser()
-    # A Hub id is "name" or "owner/name"; everything else can only be a path.
-    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    if not folder.is_dir() and not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"There is no folder {name} to load a tokenizer from: check the path.")
     if folder.is_dir() and not any(path for kind in TOKENIZER_FILES for path in folder.glob(kind)):
         raise FileNotFoundError(f"The folder {name} holds no tokenizer (no tokenizer.json): check the path.")

@@ -75,8 +75,9 @@ class Processes:
         """Until something is said."""
         end = time.monotonic() + TIMEOUT
         while text not in self.output:
-            assert any(process.is_alive() for process in self.processes) and time.monotonic() < end, self.output
+            alive = any(process.is_alive() for process in self.processes)
             time.sleep(0.005)
+            assert (alive and time.monotonic() < end) or text in self.output, self.output
 
 
 def train(argv, before):

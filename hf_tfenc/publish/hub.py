@@ -4,8 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-# Training state and half-written files stay at home.
-IGNORED = ["checkpoint-*", "checkpoint-*/**", ".*"]
+# Training state, half-written files and what was said of other data stay at home.
+IGNORED = ["checkpoint-*", "checkpoint-*/**", "eval-*", "eval-*/**", ".*"]
 
 
 def push_folder(folder: Path, repo_id: str) -> str:

@@ -37,7 +37,7 @@ def plot_loss(log_file: Path, baseline_loss: float | None, picture: Path) -> Non
     if (figure := new_figure(picture, 8, 6.5)) is None:
         return
     records = [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines()]
-    training = [r for r in records if "loss" in r and not r.get("skipped")]
+    training = [r for r in records if "learning_rate" in r]
     held_out = [r for r in records if "eval_loss" in r]
 
     def line(axes: "Axes", some: list[dict], name: str, style: str = "-", **look: Any) -> None:

@@ -70,9 +70,10 @@ class CausalLM(LanguageModeling):
         """Text to windows of at most `max_seq_length` tokens; nothing is dropped, and each token is predicted once.
 
         Returns:
-            for each split the columns `input_ids` (narrow integers) and `length`
+            for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
+            that the window is from
         """
-        features = Features({"input_ids": self.id_feature(), "length": Value("int32")})
+        features = Features({"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")})
         return self.map_rows(splits, self._windows, features)
 
     def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
@@ -86,11 +87,13 @@ class CausalLM(LanguageModeling):
         )["input_ids"]
         start, end = ([] if token is None else [token] for token in (self.start, self.end))
         capacity = self.args.max_seq_length - len(start)
-        windows = []
-        for text in encoded:
+        windows, sources = [], []
+        for text, index in zip(encoded, indices, strict=True):
             ids = text + end
-            windows += [start + ids[place : place + capacity] for place in range(0, len(ids), capacity)]
-        return {"input_ids": windows, "length": [len(ids) for ids in windows]}
+            cut = [start + ids[place : place + capacity] for place in range(0, len(ids), capacity)]
+            windows += cut
+            sources += [index] * len(cut)
+        return {"input_ids": windows, "length": [len(ids) for ids in windows], "source": sources}
 
     def collator(self, training: bool) -> PaddedCollator:
         return PaddedCollator(
@@ -102,7 +105,7 @@ class CausalLM(LanguageModeling):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         labels = batch["labels"][:, 1:]
         rows, places = (labels != IGNORE_INDEX).nonzero(as_tuple=True)
-        return self.token_losses(logits[rows, places], labels[rows, places], rows)
+        return self.token_losses(logits[rows, places], labels[rows, places], rows, len(labels))
 
     # --- What a model that only counts would reach ---
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .cached_gradients import cached_backward
 from .count_models import TfIdf
 from .retrieval import Relevant, rank
 from .scores import number_scores
-from .task import Batch, Measurement, Task, numpy_column, sum_backward
+from .task import Batch, Measurement, Task, digits, numpy_column, sum_backward
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -119,6 +119,7 @@ class Embedding(Task):
             self.score_range = float(scores.min()), float(scores.max())
             if not self.score_range[0] < self.score_range[1]:
                 raise ValueError(f"All training scores are {scores[0]}; there is nothing to learn from them.")
+            self.config_options = {"task_specific_params": {"embedding": {"score_range": list(self.score_range)}}}
         features = {part: self.id_feature() for part in self.token_columns} | {"length": Value("int32")}
         if self.scored:
             features["score"] = Value("float32")
@@ -127,7 +128,10 @@ class Embedding(Task):
         )
 
     def adopt(self, config: PreTrainedConfig) -> None:
-        """Nothing is kept in a configuration: scores are taken as they are, from 0 to 1."""
+        """The range of the scores that a model was trained on; where it had none, scores are taken as they are."""
+        kept = (config.task_specific_params or {}).get("embedding", {})
+        lowest, highest = kept.get("score_range", self.score_range)
+        self.score_range = lowest, highest
 
     def _rows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
         encoded = {
@@ -217,8 +221,7 @@ class Embedding(Task):
         order = np.argsort(measured["row"], kind="stable")
         vectors, keys = measured["vectors"][order], measured["keys"][order]
         if self.scored:
-            cosines = (vectors[:, 0].astype(np.float64) * vectors[:, 1]).sum(axis=-1)
-            scores = measured["score"][order].astype(np.float64)
+            cosines, scores = cosines_of(vectors), measured["score"][order].astype(np.float64)
             loss = math.fsum((cosines - scores) ** 2) / max(len(scores), 1)
             correlations = number_scores(scores, cosines)
             return {"eval_loss": loss} | {f"eval_{name}": value for name, value in correlations.items()}
@@ -226,6 +229,25 @@ class Embedding(Task):
         flat = vectors.reshape(-1, vectors.shape[-1])
         found = rank(lambda part: flat[anchors[part]] @ flat[candidates].T, relevant, self.args.temperature)
         return {"eval_loss": found.loss} | {f"eval_{name}": value for name, value in found.scores().items()}
+
+    def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
+        """The `similarity` of anchor and positive, their cosine; beside it the right `score`, scaled from 0 to 1, or the
+        `rank` of the positive among all texts of the split that are no positive of this anchor; a tie counts against it.
+        """
+        order = np.argsort(measured["row"], kind="stable")
+        vectors, keys = measured["vectors"][order], measured["keys"][order]
+        cosines = cosines_of(vectors)
+        if self.scored:
+            for row, (cosine, score) in enumerate(zip(cosines, measured["score"][order], strict=True), 1):
+                yield {"row": row, "similarity": digits(cosine), "score": digits(score)}
+            return
+        anchors, candidates, relevant = questions(keys)
+        flat = vectors.reshape(-1, vectors.shape[-1])
+        number = {key: place for place, key in enumerate(keys.reshape(-1)[anchors].tolist())}
+        for row, anchor in enumerate(keys[:, 0].tolist()):
+            others = np.delete(flat[candidates] @ vectors[row, 0], relevant[number[anchor]])
+            before = int((others >= vectors[row, 0] @ vectors[row, 1]).sum())
+            yield {"row": row + 1, "rank": before + 1, "similarity": digits(cosines[row])}
 
     # --- What a model that only counts would reach ---
 
@@ -360,3 +382,8 @@ def questions(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, Relevant]:
     for anchor, positive in keys[:, :2].tolist():
         relevant[number[anchor]].add(candidate[positive])
     return places[first, 0], flat_places[kept], [sorted(right) for right in relevant]
+
+
+def cosines_of(vectors: np.ndarray) -> np.ndarray:
+    """The cosine of each row's first text and its second, in float64: (rows,) from unit vectors (rows, parts, hidden)."""
+    return (vectors[:, 0].astype(np.float64) * vectors[:, 1]).sum(axis=-1)

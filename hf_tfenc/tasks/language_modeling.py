@@ -1,7 +1,7 @@
 """What the two language models share: text in windows, losses by the token, and models that count tokens."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..data import stdlib_corpus
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import token_byte_lengths
-from .task import Batch, Measurement, Task
+from .task import Batch, Measurement, Task, digits, numpy_column
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -53,31 +53,43 @@ class LanguageModeling(Task):
         """Labelled tokens of a batch: what the loss is a mean over."""
         return (batch["labels"] != IGNORE_INDEX).sum()
 
-    def token_losses(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Measurement:
+    def token_losses(self, logits: Tensor, labels: Tensor, rows: Tensor, count: int) -> Measurement:
         """What some predicted tokens add to the metrics.
 
         Args:
             logits: (tokens, vocab)
             labels: (tokens,)
             rows: (tokens,), the row of the batch that each token is in
+            count: how many rows the batch has
         """
         losses = F.cross_entropy(logits.float(), labels, reduction="none").cpu().double().numpy()
+        places = rows.cpu().numpy()
         return {
-            "loss": np.bincount(rows.cpu().numpy(), weights=losses),  # a sum for each row
-            "items": len(labels),
+            "loss": np.bincount(places, weights=losses, minlength=count),  # a sum for each row
+            "items": np.bincount(places, minlength=count),
             "correct": int((logits.argmax(dim=-1) == labels).sum()),
             "bytes": int(self.bytes_of[labels.cpu()].sum()),
         }
 
     def metrics(self, measured: Measurement) -> dict[str, float]:
         """Loss in nats a token and a byte, perplexity, and how often the likeliest token is the right one."""
-        total, items = math.fsum(measured["loss"]), max(measured["items"], 1)
+        total, items = math.fsum(measured["loss"]), max(int(measured["items"].sum()), 1)
         return {
             "eval_loss": total / items,
             "eval_perplexity": float(np.exp(min(total / items, 700))),
             "eval_accuracy": measured["correct"] / items,
             "eval_loss_per_byte": total / max(measured["bytes"], 1),
         }
+
+    def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
+        """`tokens` that were predicted, and their mean `loss` in nats; none where there are none."""
+        windows = numpy_column(rows, "source")[measured["row"]]
+        losses: list[list[float]] = [[] for _ in range(len(source))]
+        tokens = np.bincount(windows, weights=measured["items"], minlength=len(source)).astype(int)
+        for window, loss in zip(windows.tolist(), measured["loss"].tolist(), strict=True):
+            losses[window].append(loss)
+        for row, (summands, count) in enumerate(zip(losses, tokens.tolist(), strict=True), 1):
+            yield {"row": row, "loss": digits(math.fsum(summands) / count) if count else None, "tokens": count}
 
     def training_tokens(self, train: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of the training rows one after another, and how often each ordinary one occurs: (vocab,)."""

@@ -61,10 +61,10 @@ class MaskedLM(LanguageModeling):
         """Text to windows of at most `max_seq_length` tokens, special ones included; nothing is dropped.
 
         Returns:
-            for each split the columns `input_ids` (narrow integers) and `length`, and `word_starts` (a bit for each
-            token) where masks are of words or spans
+            for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
+            that the window is from; and `word_starts` (a bit for each token) where masks are of words or spans
         """
-        features = {"input_ids": self.id_feature(), "length": Value("int32")}
+        features = {"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")}
         if self.marks_words:
             features["word_starts"] = List(Value("bool"))
         return self.map_rows(splits, self._windows, Features(features), self.marks_words)
@@ -79,9 +79,10 @@ class MaskedLM(LanguageModeling):
             return_attention_mask=False,
             return_token_type_ids=False,
         )
+        sources = encoded["overflow_to_sample_mapping"]
         windows = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]]}
+        windows["source"] = [indices[source] for source in sources]
         if self.marks_words:
-            sources = encoded["overflow_to_sample_mapping"]
             windows["word_starts"] = [
                 word_starts(window, batch["text"][source])
                 for window, source in zip(encoded.encodings, sources, strict=True)
@@ -103,8 +104,8 @@ class MaskedLM(LanguageModeling):
         """Losses over the masked tokens of one evaluation batch."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         where = batch["prediction_positions"]
-        rows = where // batch["labels"].shape[1]
-        return self.token_losses(model(**inputs).logits, batch["labels"].flatten()[where], rows)
+        count, length = batch["labels"].shape
+        return self.token_losses(model(**inputs).logits, batch["labels"].flatten()[where], where // length, count)
 
     # --- What a model that only counts would reach ---
 

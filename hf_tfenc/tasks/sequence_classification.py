@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .labels import Labels
 from .scores import class_scores, multi_label_scores, number_scores
-from .task import Batch, Measurement, Task, numpy_column
+from .task import Batch, Measurement, Task, digits, numpy_column
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -184,18 +184,19 @@ class SequenceClassification(Task):
         return ((batch["labels"] != IGNORE_INDEX) & ~batch["labels"].isnan()).sum()
 
     def measure(self, model: nn.Module, batch: Batch) -> Measurement:
-        """Losses, labels and predictions, row by row."""
+        """Losses, labels and predictions with their probabilities, row by row."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits, labels = model(**inputs).logits.float().cpu().double(), batch["labels"].cpu()
         if self.problem == SINGLE:
-            losses, predictions = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            probabilities, predictions = logits.softmax(dim=-1).max(dim=-1)
         elif self.problem == MULTI:
             losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(dim=-1)
-            predictions, labels = (logits > 0).byte(), labels.byte()
+            predictions, labels, probabilities = (logits > 0).byte(), labels.byte(), logits.sigmoid().float()
         else:
             labels, predictions = labels.double(), logits[:, 0]
-            losses = (predictions - labels).square()
-        arrays = {"loss": losses, "label": labels, "prediction": predictions}
+            losses, probabilities = (predictions - labels).square(), torch.ones_like(labels)
+        arrays = {"loss": losses, "label": labels, "prediction": predictions, "probability": probabilities}
         return {name: tensor.numpy() for name, tensor in arrays.items()}
 
     def metrics(self, measured: Measurement) -> dict[str, float]:
@@ -209,6 +210,23 @@ class SequenceClassification(Task):
             scores = number_scores(labels, predictions)
         loss = math.fsum(losses) / max(len(losses), 1)
         return {"eval_loss": loss} | {f"eval_{name}": score for name, score in scores.items()}
+
+    def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
+        """The predicted `label`, `labels` or `value`, with probabilities, and the `right` one."""
+        for row, place in enumerate(np.argsort(measured["row"]).tolist(), 1):
+            said, right, probability = (measured[name][place] for name in ("prediction", "label", "probability"))
+            if self.problem == REGRESSION:
+                yield {"row": row, "value": digits(said), "right": digits(right)}
+            elif self.problem == SINGLE:
+                label = {"label": self.labels.names[said], "probability": digits(probability)}
+                yield {"row": row, **label, "right": self.labels.names[right]}
+            else:
+                yield {
+                    "row": row,
+                    "labels": self._names(said),
+                    "probabilities": [digits(probability[place]) for place in np.flatnonzero(said)],
+                    "right": self._names(right),
+                }
 
     # --- What a model that only counts would reach ---
 
@@ -258,7 +276,11 @@ class SequenceClassification(Task):
             return f"{value:.2f}"
         if self.problem == SINGLE:
             return self.labels.names[int(value)]
-        return ", ".join(self.labels.names[place] for place in np.flatnonzero(value)) or "nothing"
+        return ", ".join(self._names(value)) or "nothing"
+
+    def _names(self, chosen: np.ndarray) -> list[str]:
+        """The labels that are 1 in an array (labels,)."""
+        return [self.labels.names[place] for place in np.flatnonzero(chosen)]
 
     def summary(self, metrics: dict[str, Any]) -> str:
         """The result in a few lines."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
 Batch = dict[str, Tensor]
+PREDICTED_DIGITS = 5
+
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
 
 
@@ -103,6 +105,16 @@ class Task(ABC):
     def metrics(self, measured: Measurement) -> dict[str, float]:
         """Metrics of a whole split, `eval_loss` among them, whatever the order of the arrays."""
 
+    @abstractmethod
+    def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
+        """What the model says of each row of the source, in its order, as JSON takes it.
+
+        Args:
+            measured: of a whole split, with `row`, the numbers of the encoded rows in the order of the arrays
+            source: the split as `encode` was given it
+            rows: the split as `encode` returned it
+        """
+
     # --- What a model that only counts would reach ---
 
     @abstractmethod
@@ -161,7 +173,7 @@ class Task(ABC):
 
     def _fingerprint(self, rows: Dataset, *settings: Any) -> str:
         # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
-        key = [type(self).__name__, 1, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
+        key = [type(self).__name__, 2, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
         return Hasher.hash([*key, *settings])
 
     def segments(self) -> bool:
@@ -208,3 +220,8 @@ def join(measurements: list[Measurement]) -> Measurement:
 def numpy_column(rows: Dataset, name: str) -> Any:
     """A whole column of encoded rows, as an array or, where rows differ in length, a list of arrays."""
     return rows.with_format("numpy", columns=[name])[name][:]
+
+
+def digits(value: float) -> float:
+    """A predicted number to the digits that do not depend on how many rows are computed at once."""
+    return float(f"{value:.{PREDICTED_DIGITS}g}")

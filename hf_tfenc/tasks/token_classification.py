@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,17 @@ class TokenClassification(Task):
         starts = np.flatnonzero(np.diff(measured["source"][order])) + 1
         names = [*self.labels.names, "O"]  # the last one stands for NO_TAG
         return [[names[number] for number in row] for row in np.split(numbers[order], starts)]
+
+    def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
+        """The `words`, their predicted `tags` (none for a word that the tokenizer drops) and the `right` ones."""
+        names = [*self.labels.names, None]  # the last one stands for NO_TAG
+        said: list[list[str | None]] = [[None] * len(words) for words in source["words"]]
+        for row, word, number in zip(
+            *(measured[name].tolist() for name in ("source", "word", "prediction")), strict=True
+        ):
+            said[row][word] = names[number]
+        for row, (tags, of_source) in enumerate(zip(said, source, strict=True), 1):
+            yield {"row": row, "words": of_source["words"], "tags": tags, "right": of_source["tags"]}
 
     # --- What a model that only counts would reach ---
 

@@ -3,13 +3,15 @@
 Names are those of `transformers.TrainingArguments` and of transformers' example scripts where the meaning is the same.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
 
+CONFIG_FILE = "train_config.yaml"  # in an output folder, the options of its run
 # Options that other tasks would ignore.
 TASK_OPTIONS = {
     "text_pair_column": ("sequence-classification", "embedding"),
@@ -31,11 +34,24 @@ TASK_OPTIONS = {
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
 }
+# Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
+AS_TRAINED = (
+    "task", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by", "max_seq_length",
+    "problem_type", "eval_mlm_probability", "temperature", "bf16", "fp16",
+)  # fmt: skip
+EVALUATION_OPTIONS = (
+    *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
+    "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
+)  # fmt: skip
 # Options of one call alone: a second run from the written file must not do the same once more.
-ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes")
+ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
 
-class OptionError(ValueError):
+class RunError(ValueError):
+    """What ends a run in all of its processes alike, so that one of them says it; its message is for the user."""
+
+
+class OptionError(RunError):
     """A mistake in the options or in what they point at; its message is one sentence for the user."""
 
 
@@ -121,6 +137,7 @@ class RunArguments:
     resume_from_checkpoint: str = option(
         "auto", "auto goes on from the newest whole checkpoint of output_dir; none, or the path of one"
     )
+    dry_run: bool = option(False, "say what the run will be, after ten steps of it, and leave nothing behind")
     resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
     max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
     load_best_model_at_end: bool = option(True, "keep the model with the lowest held-out loss, not the last one")
@@ -199,6 +216,13 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
+def launch_command(args: Arguments, overwrite: bool = False) -> str:
+    """What goes on with a run, or runs it again from the start."""
+    config = os.path.join(args.output_dir or "", CONFIG_FILE)
+    command = ["accelerate", "launch", "train.py", "--config", config]
+    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
+
+
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
@@ -222,16 +246,57 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     finder = _Parser([], add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     config, rest = finder.parse_known_args(argv)
-    for token in rest:
-        name = token[2:].split("=")[0].replace("-", "_")
-        if token.startswith("--") and name != "help" and name.removeprefix("no_") not in known:
-            raise OptionError(f"{token.split('=')[0]} is not an option.{_nearest(name, known, '--')}")
-
+    _refuse_unknown(rest, known)
     usage = "train.py [--config FILE.yaml] [--option value ...]"
     parser = _Parser(Arguments, prog="train.py", usage=usage, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of options; recipes/ holds some")
     # The file's options become arguments before the user's own: one parser checks both, and the later one wins.
-    argv = _file_arguments(config.config, known) + rest
+    return _parsed(parser, _file_arguments(config.config, known) + rest)
+
+
+def parse_evaluation(argv: list[str], trained: Callable[[str], dict[str, Any]]) -> Arguments:
+    """Options of `hf-tfenc eval MODEL --option value ...`, over those that the model was trained with.
+
+    Args:
+        trained: from a model's folder or Hub id to the options of its training, none where they are not known
+
+    Returns:
+        options with the model as `model_name_or_path`, and an empty `output_dir` where none is given
+
+    Raises:
+        OptionError: as `parse_arguments`, or the model or its task is not said.
+    """
+    usage = "hf-tfenc eval MODEL [--option value ...]"
+    parser = _Parser(Arguments, prog="hf-tfenc eval", usage=usage, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest not in (*EVALUATION_OPTIONS, "help"):
+            action.help = argparse.SUPPRESS
+    if "--help" in argv or "-h" in argv:
+        parser.parse_args(["--help"])
+    if not argv or argv[0].startswith("-"):
+        raise OptionError(f"The model comes first, a folder or a Hub id: {usage}.")
+    model, *rest = argv
+    _refuse_unknown(rest, set(EVALUATION_OPTIONS))
+    finder = _Parser([], add_help=False, allow_abbrev=False)
+    finder.add_argument("--task")
+    options = trained(model)
+    task = finder.parse_known_args(rest)[0].task or options.get("task")
+    if task is None:
+        raise OptionError(f"{model} holds no train_config.yaml that says what it was trained for: give its --task.")
+    if task != options.get("task"):
+        options = {}  # its columns are those of another task
+    kept = {name: value for name, value in options.items() if name in AS_TRAINED} | {"task": task, "output_dir": ""}
+    return _parsed(parser, [f"--model_name_or_path={model}", *_as_arguments(kept), *rest])
+
+
+def _refuse_unknown(argv: list[str], known: set[str]) -> None:
+    for token in argv:
+        name = token[2:].split("=")[0].replace("-", "_")
+        if token.startswith("--") and name != "help" and name.removeprefix("no_") not in known:
+            raise OptionError(f"{token.split('=')[0]} is not an option.{_nearest(name, known, '--')}")
+
+
+def _parsed(parser: "_Parser", argv: list[str]) -> Arguments:
     args, *_, unused = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
@@ -251,10 +316,15 @@ def _file_arguments(path: str | None, known: set[str]) -> list[str]:
         raise OptionError(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(options, dict):
         raise OptionError(f"--config {path} is no list of options; write lines such as 'learning_rate: 0.001'.")
-    arguments: list[str] = []
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             raise OptionError(f"{name} in {path} is not an option.{_nearest(str(name), known, '')}")
+    return _as_arguments(options)
+
+
+def _as_arguments(options: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
+    for name, value in options.items():
         if value is None:
             continue
         if isinstance(value, dict):

@@ -24,12 +24,16 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .state import disk_errors, load_optimizer, load_rng, rng_file, save_optimizer, save_rng, whole_state_dict
+from .state import OPTIMIZER_FILE, disk_errors, rng_file, save_optimizer, save_rng, whole_state_dict
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, STATE_FILE = "manifest.json", "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class SaveError(OSError):
+    """A checkpoint that a run was to end with could not be written, in all of its processes alike."""
 
 
 class CheckpointError(ValueError):
@@ -130,7 +134,12 @@ def seal(checkpoint: Path) -> None:
     replaced = _replaced_path(checkpoint)
     if checkpoint.exists():
         os.rename(checkpoint, replaced)  # `tidy` brings it back if we get no further
-    os.rename(beside, checkpoint)
+    try:
+        os.rename(beside, checkpoint)
+    except OSError:
+        with suppress(OSError):
+            os.rename(replaced, checkpoint)
+        raise
     _sync(checkpoint.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -203,9 +212,28 @@ def tidy(folder: Path) -> None:
             if not original.exists():
                 verify(path)
                 os.rename(path, original)
-    for pattern in (".checkpoint-*.replaced", ".checkpoint-*.saving", ".saving-*"):
+    for pattern in (".checkpoint-*.replaced", ".*.saving", ".saving-*", ".shared-*"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def put_back(folder: Path, step: int) -> bool:
+    """Put the model of the checkpoint after `step` at the top again. Whether it is there."""
+    checkpoint = checkpoint_path(folder, step)
+    try:
+        verify(checkpoint)
+    except CheckpointError:
+        return False
+    state = {STATE_FILE, MANIFEST, OPTIMIZER_FILE}
+    files = [
+        path for path in checkpoint.iterdir() if path.is_file() and path.name not in state and "rng" not in path.name
+    ]
+    for file in sorted(files, key=lambda file: (file.suffix == ".safetensors", file.name)):
+        beside = folder / f".{file.name}.saving"
+        shutil.copy(file, beside)
+        _sync(beside)
+        os.replace(beside, folder / file.name)
+    return True
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -266,7 +294,7 @@ class OutputFolder:
             required: whether the run ends with this checkpoint, and must not end without it.
 
         Raises:
-            OSError: in all processes, if it is required and could not be written. Older checkpoints are untouched.
+            SaveError: in all processes, if it is required and could not be written. Older checkpoints are untouched.
         """
         checkpoint = checkpoint_path(self.path, step)
         try:
@@ -286,16 +314,17 @@ class OutputFolder:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
 
-        def fill() -> None:
-            save_rng(beside / rng_file(self.accelerator.process_index))
-            save_optimizer(beside, model, optimizer, main)
-            if main:
-                write_model(model, self.tokenizer, beside, weights)
-                (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        def write() -> None:
+            write_model(model, self.tokenizer, beside, weights)
+            (beside / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
+        rng = beside / rng_file(self.accelerator.process_index)
         try:
             together(self.accelerator, lambda: self._on_main(make))
-            together(self.accelerator, fill)
+            together(self.accelerator, lambda: save_rng(rng))
+            # By itself, since processes wait for each other in it: none of them may have failed just before.
+            together(self.accelerator, lambda: save_optimizer(beside, model, optimizer, main))
+            together(self.accelerator, lambda: self._on_main(write))
             together(self.accelerator, lambda: self._on_main(seal, checkpoint))
         except OSError:
             self._on_main(shutil.rmtree, beside, ignore_errors=True)
@@ -304,19 +333,6 @@ class OutputFolder:
     def _on_main(self, work: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         if self.accelerator.is_main_process:
             work(*args, **kwargs)
-
-
-def restore_state(accelerator: Accelerator, checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> bool:
-    """Set optimizer and random numbers to what they were.
-
-    Returns:
-        whether there were random numbers for this process; there are none for one more than the run then had.
-    """
-    load_optimizer(checkpoint, accelerator.unwrap_model(model), optimizer)
-    own = checkpoint / rng_file(accelerator.process_index)
-    if own.exists():
-        load_rng(own)
-    return own.exists()
 
 
 def _digest(path: Path) -> str:

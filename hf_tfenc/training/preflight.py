@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -17,7 +18,6 @@ from .arguments import OptionError
 
 # AdamW keeps two numbers for each weight, and the weight itself is the third.
 NUMBERS_PER_WEIGHT = 3
-CHECKPOINTS = 2  # a new one is whole before an old one goes
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -38,20 +38,21 @@ def check_folder(folder: Path, accelerator: Accelerator) -> None:
     """
     name = [f".shared-{uuid.uuid4().hex}"]
     broadcast_object_list(name)
-    token, missing, problem = folder / name[0], [], None
+    token, problem = folder / name[0], None
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         if accelerator.is_main_process:
-            missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             token.touch()
     except OSError as error:
         problem = f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder."
     problems = gather_object([problem])
     seen = gather_object([token.exists()])
-    if accelerator.is_main_process and problem is None:
-        token.unlink()
-        for path in missing:
-            path.rmdir()
+    if accelerator.is_main_process:
+        with suppress(OSError):
+            token.unlink(missing_ok=True)
+            for path in missing:
+                path.rmdir()
     if failures := [text for text in problems if text]:
         raise OptionError(failures[0])
     if not all(seen):
@@ -61,16 +62,23 @@ def check_folder(folder: Path, accelerator: Accelerator) -> None:
         )
 
 
-def check_space(folder: Path, model: nn.Module) -> None:
-    """Whether two checkpoints and the best model fit on the disk; what the folder holds will make room. Raises OptionError."""
+def check_space(folder: Path, model: nn.Module, checkpoints: int, freed: bool) -> None:
+    """Whether so many more checkpoints and the best model fit on the disk.
+
+    Args:
+        freed: whether what the folder holds is removed first.
+
+    Raises:
+        OptionError: they do not.
+    """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed = (CHECKPOINTS * NUMBERS_PER_WEIGHT + 1) * weights
+    needed = (checkpoints * NUMBERS_PER_WEIGHT + 1) * weights
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if freed else 0
     free = shutil.disk_usage(there).free + held
     if free < needed:
         raise OptionError(
-            f"--output_dir {folder} has room for {free / 1e6:,.1f} MB, and two checkpoints with the best model need "
+            f"--output_dir {folder} has room for {free / 1e6:,.1f} MB, and checkpoints with the best model need "
             f"{needed / 1e6:,.1f} MB: free some, or choose another folder."
         )
 

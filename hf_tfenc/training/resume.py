@@ -17,12 +17,12 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..tokenization import tokenizer_digest
-from .arguments import Arguments, OptionError
+from .arguments import CONFIG_FILE, Arguments, OptionError
 from .checkpointing import CheckpointError, checkpoints, newest_whole, read_state, tidy, verify
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, METRICS_FILE = "train_config.yaml", "metrics.json"
+METRICS_FILE = "metrics.json"  # says that a run is finished
 # Options that leave every step as it is.
 FREE_OPTIONS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "eval_steps", "save_steps",
@@ -35,6 +35,10 @@ COMPARED_OPTIONS = {
     "tokenizer_name", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by",
     "skip_bad_rows", "max_train_samples", "max_eval_samples",
 }  # fmt: skip
+READ_OPTIONS = (
+    "resume_from_checkpoint", "train_file", "validation_file", "test_file", "dataset_name", "model_name_or_path",
+    "tokenizer_name",
+)  # fmt: skip
 # Options that change results in their last bits alone.
 BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
@@ -57,8 +61,12 @@ def find_start(args: Arguments, folder: Path) -> Start:
         OptionError: the folder holds something else, or the checkpoint named is not whole.
     """
     option = args.resume_from_checkpoint
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).exists())):
+    # What is hidden is a killed process's, which had not come further.
+    holds_something = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if (folder.exists() and not folder.is_dir()) or (holds_something and not (folder / CONFIG_FILE).exists()):
         raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
+    if args.overwrite_output_dir:
+        _refuse_to_remove_sources(args, folder)
     if option not in ("auto", "none"):
         return _start_from(Path(option), args, folder)
     if args.overwrite_output_dir or not (folder / CONFIG_FILE).exists():
@@ -86,8 +94,6 @@ def _start_from(path: Path, args: Arguments, folder: Path) -> Start:
     if found := checkpoints(path):
         raise OptionError(f"--resume_from_checkpoint {path} holds checkpoints: give one of them, such as {found[-1]}.")
     inside = path.resolve().parent == folder.resolve()
-    if args.overwrite_output_dir and inside:
-        raise OptionError(f"--overwrite_output_dir would remove the checkpoint {path}: leave one of the two out.")
     if not inside and not args.overwrite_output_dir and (folder / CONFIG_FILE).exists():
         raise OptionError(f"--output_dir {folder} holds another run than that of {path}: choose another folder.")
     try:
@@ -97,10 +103,20 @@ def _start_from(path: Path, args: Arguments, folder: Path) -> Start:
     return Start(path, read_state(path), None if inside else path.parent)
 
 
+def _refuse_to_remove_sources(args: Arguments, folder: Path) -> None:
+    """Raises OptionError where the output folder to be removed holds what the run is to be made of."""
+    for name in READ_OPTIONS:
+        values = getattr(args, name)
+        for value in values if isinstance(values, list) else [values or ""]:
+            path = Path(value).resolve()
+            if value and path.exists() and folder.resolve() in (path, *path.parents):
+                raise OptionError(f"--overwrite_output_dir would remove --{name} {value}: leave one of the two out.")
+
+
 def _refuse_another_run(args: Arguments, folder: Path) -> None:
     then = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name, (before, now) in differing_options(then, yaml.safe_load(args.to_yaml())).items():
-        if name not in FREE_OPTIONS:
+        if name not in FREE_OPTIONS - {"load_best_model_at_end"}:
             raise OptionError(
                 f"--output_dir {folder} holds a finished run with {name} {before}, not {now}: choose another folder, "
                 "remove that run with --overwrite_output_dir, or go on with it from one of its checkpoints with "
@@ -133,7 +149,7 @@ def run_facts(
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
-        "device": accelerator.device.type,
+        "device": device_name(accelerator),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -176,8 +192,12 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
         return True
     then = start.state["run"]
     changes = [
-        f"other rows in the {split} split" for split, found in then["rows"].items() if now["rows"][split] != found
+        f"other rows in the {split} split"
+        for split, found in then["rows"].items()
+        if now["rows"].get(split, found) != found  # a test split may come and go
     ]
+    options = differing_options(then["options"], now["options"])
+    changes += [f"--{name} {options[name][0]} then and {options[name][1]} now" for name in SETTLED & options.keys()]
     changes += ["another tokenizer"] * (then["tokenizer"] != now["tokenizer"])
     changes += [
         f"{name} {value} then and {now['config'].get(name)} now in the model's configuration"
@@ -188,14 +208,14 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
         changes.append(f"{then['precision']} mixed precision then and {now['precision']} now")
     _refuse_or_warn(changes, start.checkpoint, args)
 
-    if _bins_per_step(then) != _bins_per_step(now):
+    bins_then, bins_now = _bins_per_step(then), _bins_per_step(now)
+    if bins_then != bins_now:
+        keeping = f"; --gradient_accumulation_steps {bins_then // now['processes']} would keep them"
         logger.warning(
             "A step now takes %d micro-batches, not %d, as there were %d processes and there are %d: no row is lost or "
-            "repeated, but steps differ; --gradient_accumulation_steps %g would keep them.",
-            _bins_per_step(now), _bins_per_step(then), then["processes"], now["processes"],
-            _bins_per_step(then) / now["processes"],
+            "repeated, but steps differ%s.",
+            bins_now, bins_then, then["processes"], now["processes"], keeping * (bins_then % now["processes"] == 0),
         )  # fmt: skip
-    options = differing_options(then["options"], now["options"])
     bits = [f"--{name} {old} then and {new} now" for name, (old, new) in options.items() if name in BITS_OPTIONS]
     names = ["processes", "device"] + ["threads"] * (then["device"] == now["device"])
     bits += [f"{name} {then[name]} then and {now[name]} now" for name in names if then[name] != now[name]]
@@ -204,6 +224,7 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
         for name, version in then["versions"].items()
         if now["versions"].get(name) != version
     ]
+    bits += ["a GPU without --full_determinism"] * (now["device"] != "cpu" and not args.full_determinism)
     if bits:
         logger.warning("The last bits of results may differ from those of one uninterrupted run: %s.", "; ".join(bits))
 
@@ -223,6 +244,12 @@ def _refuse_or_warn(changes: list[str], checkpoint: Path, args: Arguments) -> No
         )
     if changes:
         logger.warning("This is no longer the run of %s: %s.", checkpoint, "; ".join(changes))
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """The kind of device: "cpu", or what a GPU calls itself."""
+    device = accelerator.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def rows_digest(rows: Dataset) -> str:

@@ -31,12 +31,15 @@ from ..publish.hub import push_folder
 from ..publish.plots import plot_loss
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
-from .arguments import Arguments, OptionError, parse_arguments
-from .checkpointing import OutputFolder, set_aside_newer, tidy, write_text
+from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
+from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, tidy, together, write_text
+from .dry_run import dry_run
+from .evaluation import Evaluation
+from .lock import FolderLock
 from .monitor import Monitor, clock
 from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
-from .resume import CONFIG_FILE, METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
+from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
 from .trainer import Progress, Trainer
 
@@ -48,20 +51,25 @@ LOG_FILE = "log.jsonl"
 def main(argv: list[str] | None = None) -> None:
     """The program.
 
-    It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and the
-    same command goes on, and with 130 for Ctrl-C before there was anything to save.
+    It ends with 0 where all is done, with 2 and one line for a user's mistake, with 75 where a signal stopped it and it
+    can go on, and with 130 for Ctrl-C before there was anything to save. A launcher may end with a code of its own.
     """
+    ending_well(lambda: run(parse_arguments(argv)))
+
+
+def ending_well(work: Callable[[], Any]) -> None:
+    """Do some work as a program, which ends as `main` says."""
     speaks = os.environ.get("RANK", "0") == "0"  # what all processes meet with is said by one
     try:
-        run(parse_arguments(argv))
+        work()
     except Interrupted as stopped:
         if speaks:
-            print(f"{stopped} The same command goes on from there.", file=sys.stderr)
+            print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
     except (ValueError, OSError, StrictDataclassError) as error:
         if "HF_TFENC_TRACEBACK" in os.environ:
             raise
-        if speaks or not isinstance(error, OptionError):
+        if speaks or not isinstance(error, (RunError, SaveError)):
             print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -74,34 +82,35 @@ def run(args: Arguments) -> dict[str, Any]:
     """Train as `args` say, or go on where an earlier call stopped.
 
     Returns:
-        the metrics, which also stand in the output folder's metrics.json
+        the metrics, which also stand in the output folder's metrics.json; none of a dry run
 
     Raises:
-        OptionError, ValueError, OSError: one sentence, before training starts where that can be.
+        RunError, ValueError, OSError: one sentence, before training starts where that can be.
         Interrupted: after a signal, with everything saved.
     """
-    signals = StopSignals()
+    with FolderLock(Path(args.output_dir or "")) as lock, StopSignals() as signals:
+        return _run(args, lock, signals)
+
+
+def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, Any]:
     accelerator = Accelerator(
-        mixed_precision="bf16"
-        if args.bf16
-        else "fp16"
-        if args.fp16
-        else None,  # None leaves it to `accelerate launch`
+        # None leaves it to `accelerate launch`.
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
     )
     check_processes(accelerator)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
-    start: Start = on_main(accelerator, lambda: find_start(args, folder))
+    # A dry run tells of the whole run, whatever there is of it already.
+    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        source = Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
-        splits = load_splits(source, kind.columns(args), kind.built_in)
+        splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
     saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
@@ -121,25 +130,34 @@ def run(args: Arguments) -> dict[str, Any]:
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
         progress.consumed_bins = 0  # the rows of this epoch are others
-    if start.elsewhere is not None:
-        progress.best_loss = None
-        logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
     trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
-    with signals:
+    if args.dry_run:
+        say("\n" + "\n".join(dry_run(trainer, splits, rows)))
+        del trainer  # as at the end of a run
+        accelerator.free_memory()
+        accelerator.end_training()
+        return {}
+    with signals.deferred():
         if start.finished:
             say(f"{folder} holds this run, finished; it is measured once more.")
             metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+            if metrics.get("rows", facts["rows"]) != facts["rows"]:
+                raise OptionError(
+                    f"--output_dir {folder} holds a finished run on other rows: choose another folder, or remove that "
+                    "run with --overwrite_output_dir."
+                )
         else:
-            on_main(accelerator, lambda: prepare_folder(args, folder, model, start, progress.global_step))
+            if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
+                progress.best_loss = None  # the next evaluation begins anew
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts)
             baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
-            metrics = {"baseline_loss": baseline_loss} | train(trainer, output, baseline_loss, start)
+            metrics = {"baseline_loss": baseline_loss, "rows": facts["rows"]}
+            metrics |= train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
-        measured = trainer.evaluate(signals, best)
-    if measured is None:
-        raise Interrupted("Stopped while the finished model was measured.")
-    metrics |= measured
+        metrics |= measured_or_stopped(trainer.evaluate(signals, best))
+        if "test" in rows and not start.finished:  # it is looked at once
+            metrics |= test_metrics(args, task, best, rows["test"], accelerator, signals)
     if accelerator.is_main_process and not start.finished:
         metrics |= task.baselines(rows["train"], rows["validation"])
         if args.train_file is None and args.dataset_name is None:
@@ -149,6 +167,7 @@ def run(args: Arguments) -> dict[str, Any]:
         metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
+        metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
         if start.finished:
             say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
@@ -172,11 +191,32 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
         trainer.restore(start.checkpoint, start.state)
         accelerator.print(f"It goes on from {start.checkpoint}, after step {step:,}.")
     log_file, is_main, log_bytes = output.path / LOG_FILE, accelerator.is_main_process, start.state.get("log_bytes", 0)
-    monitor = Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)
+    opened: list[Monitor] = []
+    together(
+        accelerator,
+        lambda: opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)),
+    )
+    (monitor,) = opened
     try:
         return trainer.train(monitor, output)
     finally:
         monitor.close()
+
+
+def measured_or_stopped(measured: Any) -> Any:
+    """What was measured of the finished model. Raises Interrupted where a signal stopped it."""
+    if measured is None:
+        raise Interrupted("Stopped while the finished model was measured.")
+    return measured
+
+
+def test_metrics(
+    args: Arguments, task: Task, model: PreTrainedModel, rows: Dataset, accelerator: Accelerator, signals: StopSignals
+) -> dict[str, float]:
+    """Metrics on the test split, under the names of the others with `test_` in place of `eval_`."""
+    evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
+    metrics = evaluation.metrics(measured_or_stopped(evaluation.measure(model, signals)))
+    return {name.replace("eval_", "test_", 1): value for name, value in metrics.items()}
 
 
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
@@ -196,6 +236,11 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise OptionError(outcome[1])
     return outcome[0]
+
+
+def source_of(args: Arguments) -> Source:
+    """The data that the options name."""
+    return Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
 
 
 def make_tokenizer(
@@ -226,23 +271,25 @@ def make_model(
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     weights = saved or args.model_name_or_path
     if args.model_name_or_path is not None:
-        kind = AutoConfig.from_pretrained(weights, trust_remote_code=False).model_type
-        if kind != TfEncConfig.model_type:
-            raise OptionError(
-                f"--model_name_or_path {args.model_name_or_path} is a {kind} model, and train.py trains "
-                f"{TfEncConfig.model_type} models: choose one of those, or leave the option out."
-            )
+        check_kind(args.model_name_or_path, f"--model_name_or_path {args.model_name_or_path}")
         model, loading = task.auto_class.from_pretrained(
             weights, ignore_mismatched_sizes=True, output_loading_info=True, **overrides, **attention
         )
         check_shapes(weights, [name for name, *_ in loading["mismatched_keys"]])
     else:
         config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
-        model = (
-            task.auto_class.from_config(config, **attention)
-            if weights is None
-            else task.auto_class.from_pretrained(weights, config=config, **attention)
-        )
+        if weights is None:
+            model = task.auto_class.from_config(config, **attention)
+        else:
+            model, loading = task.auto_class.from_pretrained(
+                weights, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention
+            )
+            other = [name for name, *_ in loading["mismatched_keys"]]
+            if misfits := [*other, *loading["missing_keys"], *loading["unexpected_keys"]]:
+                raise OptionError(
+                    f"{weights} does not fit the model that the options ask for ({misfits[0]} is another, or missing): "
+                    "its shape cannot change on the way, so leave --preset, --config_overrides and --task as they were."
+                )
     if len(tokenizer) > model.config.vocab_size:
         raise OptionError(
             f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
@@ -254,6 +301,16 @@ def make_model(
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )
     return model
+
+
+def check_kind(name_or_path: str, where: str) -> None:
+    """Raises OptionError, which names `where`, if a model is none of ours."""
+    kind = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    if kind != TfEncConfig.model_type:
+        raise OptionError(
+            f"{where} is a {kind} model, and {TfEncConfig.model_type} models are trained and evaluated here: "
+            "choose one of those."
+        )
 
 
 def check_shapes(weights: Any, other_shapes: list[str]) -> None:
@@ -268,33 +325,53 @@ def check_shapes(weights: Any, other_shapes: list[str]) -> None:
 
 
 def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
-    """The model at the top of an output folder. Raises OSError where none could be saved there."""
+    """The model at the top of an output folder. Raises RunError where none could be saved there."""
     if not (folder / "model.safetensors").exists():
-        raise OSError(
-            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and give the same "
-            "command again, which goes on from the last checkpoint."
+        raise RunError(
+            f"{folder} holds no model, for none could be saved there: mend what the warnings say, and go on with: "
+            f"{launch_command(args)}"
         )
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     return task.auto_class.from_pretrained(folder, **attention)
 
 
-def prepare_folder(args: Arguments, folder: Path, model: PreTrainedModel, start: Start, step: int) -> None:
+def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
+    """Where the run begins, found while no other run can change it."""
+    if (folder / CONFIG_FILE).exists():
+        lock.take()
+    return find_start(args, folder)
+
+
+def prepare_folder(
+    args: Arguments, folder: Path, lock: FolderLock, model: PreTrainedModel, start: Start, progress: Progress
+) -> bool:
     """Make the output folder ready for the first step, now that what could fail has not.
 
+    Returns:
+        whether the best model of the run so far, if there is one, is at the top
+
     Raises:
-        OptionError: the disk is too full.
+        OptionError: the disk is too full, or another run has the folder.
     """
-    check_space(folder, model)
+    # A run that goes on has one checkpoint at least.
+    check_space(folder, model, checkpoints=1 if start.checkpoint else 2, freed=args.overwrite_output_dir)
     if args.overwrite_output_dir and folder.exists():
+        lock.release()
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock.take()
     tidy(folder)
-    if aside := set_aside_newer(folder, step if start.checkpoint else -1):
+    if aside := set_aside_newer(folder, progress.global_step if start.checkpoint else -1):
         logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))
     (folder / METRICS_FILE).unlink(missing_ok=True)
     write_text(folder / CONFIG_FILE, args.to_yaml())
     if start.elsewhere is not None and (start.elsewhere / LOG_FILE).exists():
         shutil.copy(start.elsewhere / LOG_FILE, folder / LOG_FILE)
+    if start.elsewhere is not None:
+        logger.warning("The best model so far stays in %s: the next evaluation begins anew.", start.elsewhere)
+        return False
+    # A killed or abandoned continuation may have put a later one there.
+    return put_back(folder, progress.best_step) or not aside
 
 
 def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -334,6 +411,7 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             *metrics["examples"],
             "",
             metrics["summary"],
+            *test_lines(kind, metrics),
             f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
             "",
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
@@ -343,9 +421,11 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
     )
 
 
-def launch_command(args: Arguments, overwrite: bool = False) -> str:
-    command = ["accelerate", "launch", "train.py", "--config", os.path.join(args.output_dir or "", CONFIG_FILE)]
-    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
+def test_lines(kind: type[Task], metrics: dict[str, Any]) -> list[str]:
+    """The metrics on the test split in a line, where there is one."""
+    names = {name.replace("eval_", "test_", 1): what for name, what in kind.reported.items()}
+    scores = [f"{what} {metrics[name]:.3f}" for name, what in names.items() if name in metrics]
+    return ["test split: " + " · ".join(scores)] * bool(scores)
 
 
 # --- The machine and its noise ---------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, goes on
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 # Set by `accelerate launch` and torchrun. The former hands on no signal, and either may be killed outright: when the
 # launcher is gone, its processes stop as if told so themselves.
@@ -13,17 +15,18 @@ LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 class Interrupted(Exception):
-    """A run has stopped because it was asked to, with all of its state saved."""
+    """A run has stopped because it was asked to, and nothing is lost."""
 
 
 class StopSignals:
-    """Between `with` and its end, a signal is noted and not obeyed at once; a second Ctrl-C is.
+    """Between `with` and its end, SIGTERM and SIGUSR1 end the run in order; while `deferred`, they and Ctrl-C wait.
 
-    The loop asks `received` between steps, saves, and stops. What the process did with signals before is restored.
+    A second Ctrl-C never waits. What the process did with signals before is restored.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.defers = False
         self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
         self.before: dict[int, Any] = {}
 
@@ -35,10 +38,24 @@ class StopSignals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While there is something to save: the loop asks `received` between steps, saves, and stops."""
+        self.defers = True
+        try:
+            yield
+        finally:
+            self.defers = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
+        if self.defers:
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Interrupted(f"Stopped by {self.name}; there was nothing to save.")
 
     @property
     def received(self) -> bool:

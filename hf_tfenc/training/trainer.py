@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ..data.batching import EvaluationBins, TrainingBins
+from ..data.batching import TrainingBins
 from ..data.collators import EncodedRows
-from ..tasks import Batch, Task, join
-from .arguments import Arguments
-from .checkpointing import OutputFolder, restore_state
+from ..tasks import Batch, Task
+from .arguments import Arguments, RunError, launch_command
+from .checkpointing import OutputFolder
+from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
 from .signals import Interrupted, StopSignals, ignore_in_worker
-
-DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
+from .state import load_optimizer, load_rng, rng_file
 
 
 class StepResult(NamedTuple):
@@ -146,19 +146,16 @@ class Trainer:
         self.args, self.task, self.accelerator = args, task, accelerator
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
-        processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
         self.train_bins = TrainingBins(
             train_rows.with_format("numpy")["length"][:],
             args.per_device_train_batch_size,
             args.seed,
             args.gradient_accumulation_steps,
-            **processes,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
-        self.eval_bins = EvaluationBins(
-            eval_rows.with_format("numpy")["length"][:], args.per_device_eval_batch_size, **processes
-        )
-        self.train_loader = self.loader(train_rows, self.train_bins, training=True)
-        self.eval_loader = self.loader(eval_rows, self.eval_bins, training=False)
+        self.train_loader = self.loader(train_rows)
+        self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
@@ -176,13 +173,13 @@ class Trainer:
         epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
         return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
 
-    def loader(self, rows: Dataset, bins: Any, training: bool) -> DataLoader:
-        """Batches in the order of `bins`. Accelerate shards no loader: the bins are this process's own already."""
-        workers = self.args.dataloader_num_workers if training else 0
+    def loader(self, rows: Dataset) -> DataLoader:
+        """Training batches. Accelerate shards no loader: the bins are this process's own already."""
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             EncodedRows(rows),
-            batch_sampler=bins,
-            collate_fn=self.task.collator(training),
+            batch_sampler=self.train_bins,
+            collate_fn=self.task.collator(training=True),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -204,7 +201,7 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, with everything saved.
-            ValueError: nothing more can be learned.
+            RunError: nothing more can be learned.
             OSError: a checkpoint that the run was to end with could not be saved.
         """
         self.monitor, self.output = monitor, output
@@ -215,7 +212,7 @@ class Trainer:
             progress.logged_items,
             progress.logged_tokens if self.accelerator.is_main_process else 0,
         )
-        if progress.evaluation_due:
+        if progress.evaluation_due or (progress.best_loss is None and progress.global_step >= self.total_steps):
             self.evaluate_and_keep()
         while progress.global_step < self.total_steps:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
@@ -229,6 +226,8 @@ class Trainer:
                 if last or ended:
                     self.end_epoch(ended)
                 progress.evaluation_due = last or self.is_due(args.eval_steps, ended)
+                if progress.skipped_in_a_row >= args.max_skipped_steps:
+                    self.give_up()
                 if stop:
                     self.stop()
                 evaluated = progress.evaluation_due
@@ -315,7 +314,7 @@ class Trainer:
     # --- What stops a run, and what survives ---
 
     def skipped(self, result: StepResult, first_bin: int) -> None:
-        """Count a step whose loss or gradient was not finite, and stop where there are too many in a row."""
+        """Count a step whose loss or gradient was not finite, and name its rows."""
         progress = self.progress
         progress.skipped_in_a_row += 1
         loss, norm = float(result.loss), float(result.grad_norm)
@@ -323,24 +322,29 @@ class Trainer:
             rows = self.train_bins.rows(progress.epoch, first_bin)
             record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
             self.monitor.skipped(record, norm, progress.skipped_in_a_row)
-        if progress.skipped_in_a_row < self.args.max_skipped_steps:
-            return
+
+    def give_up(self) -> NoReturn:
+        """End a run that had too many such steps in a row, with its last good state saved. Raises RunError."""
+        progress = self.progress
+        skipped, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a run that goes on has all of them again
         saved = "The last whole checkpoint, if there is one, holds the last good state"
         metrics = self.evaluate()
         if metrics is not None and math.isfinite(metrics["eval_loss"]):  # the weights are sound, so it was the rows
             self.save(required=True)
             saved = "A checkpoint holds the last good state"
-        raise ValueError(
-            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.global_step}, had a loss or a gradient "
-            f"that is not finite (loss {loss}, gradient norm {norm}) and were skipped: lower --learning_rate, lengthen "
-            f"--warmup_steps, or look at the rows that log.jsonl names. {saved}."
+        raise RunError(
+            f"{skipped} steps in a row, up to step {progress.global_step}, had a loss or a gradient that is not finite and "
+            "were skipped: lower --learning_rate or lengthen --warmup_steps (with --resume_with_changes), or look at the "
+            f"rows that log.jsonl names. {saved}."
         )
 
     def stop(self) -> NoReturn:
         """Save everything and end the run. Raises Interrupted."""
         self.save(required=True)
         name = self.signals.name or "a signal to another process"
-        raise Interrupted(f"Stopped by {name} after step {self.progress.global_step:,}.")
+        raise Interrupted(
+            f"Stopped by {name} after step {self.progress.global_step:,}. To go on from there: {launch_command(self.args)}"
+        )
 
     def save(self, required: bool = False) -> None:
         """Write a checkpoint."""
@@ -365,7 +369,11 @@ class Trainer:
             self.schedule.step()
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_state(self.accelerator, checkpoint, self.model, self.optimizer)
+        if state["run"]["options"]["optim"] == self.args.optim:
+            load_optimizer(checkpoint, self.accelerator.unwrap_model(self.model), self.optimizer)
+        own = checkpoint / rng_file(self.accelerator.process_index)
+        if own.exists():
+            load_rng(own)
 
     # --- Evaluation ---
 
@@ -378,42 +386,25 @@ class Trainer:
         loss = metrics["eval_loss"]
         self.monitor.evaluation({"step": progress.global_step, "epoch": self.epoch_now} | metrics)
         if not math.isfinite(loss):
-            raise ValueError(
+            raise RunError(
                 f"The held-out loss is {loss} at step {progress.global_step}, so training has diverged: lower "
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
-        progress.evaluation_due = False
         last = progress.global_step == self.total_steps
         best = progress.best_loss is None or loss < progress.best_loss
-        if (best or (last and not self.args.load_best_model_at_end)) and self.output.keep(self.model):
+        wanted = best or (last and not self.args.load_best_model_at_end)
+        kept = wanted and self.output.keep(self.model)
+        if kept:
             progress.best_loss, progress.best_step = loss, progress.global_step
+        progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
-    @torch.no_grad()
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
-        """Metrics over all evaluation rows, each counted once on whatever number of processes.
+        """Metrics over all evaluation rows.
 
         Args:
             signals: what asks the run to stop; then there is no result, in all processes alike.
             model: evaluated in place of the trained one.
         """
-        # Not the wrapped one, in which processes wait for each other.
-        model = model or self.accelerator.unwrap_model(self.model)
-        model.eval()
-        parts = []
-        for rows, batch in zip(self.eval_bins, self.eval_loader, strict=True):
-            if signals is not None and self.any_process(signals.received):
-                return None
-            with self.accelerator.autocast():  # which a model that was not prepared would lack
-                measured = self.task.measure(model, self.on_device(batch))
-            if rows:  # else it stands in for none, so that all processes have the same number of batches
-                parts.append(measured)
-        of_all = [part for part in gather_object([join(parts)]) if part]
-        return {name: float(f"{value:.{DIGITS}g}") for name, value in self.task.metrics(join(of_all)).items()}
-
-    def any_process(self, condition: bool) -> bool:
-        """Whether a condition holds in one process at least."""
-        if self.accelerator.num_processes == 1:
-            return condition
-        flag = torch.tensor(float(condition), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        measured = self.evaluation.measure(model or self.accelerator.unwrap_model(self.model), signals)
+        return None if measured is None else self.evaluation.metrics(measured)

@@ -96,15 +96,21 @@ def test_no_row_is_lost_or_repeated_when_the_number_of_processes_changes(options
     assert seen == {(epoch, row): 1 for epoch in range(2) for row in range(count)} and count > 400
 
 
-def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, tmp_path):
+def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, texts, tmp_path):
     """41 rows: no number of processes or rows of a batch divides them."""
     found = {}
+    (tmp_path / "test.txt").write_text("\n".join(f"another {text}" for text in texts[:23]))
     for processes, batch_size in ((1, 64), (1, 1), (2, 7), (3, 4)):
         name = f"{processes}x{batch_size}"
         call = options(
-            name, per_device_eval_batch_size=batch_size, max_steps=1, gradient_accumulation_steps=6 // processes
-        )
+            name, per_device_eval_batch_size=batch_size, max_steps=1, gradient_accumulation_steps=6 // processes,
+            test_file=str(tmp_path / "test.txt"),
+        )  # fmt: skip
         Run(call, tmp_path / "log", processes).finish()
         metrics = json.loads((tmp_path / name / "metrics.json").read_text())
-        found[name] = metrics["eval_accuracy"], round(metrics["eval_loss"], 5), round(metrics["eval_loss_per_byte"], 5)
-    assert len(set(found.values())) == 1, found
+        found[name] = [
+            round(metrics[f"{split}_{metric}"], 5)
+            for split in ("eval", "test")
+            for metric in ("accuracy", "loss", "loss_per_byte")
+        ]
+    assert len(set(map(tuple, found.values()))) == 1, found

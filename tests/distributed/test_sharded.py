@@ -85,11 +85,12 @@ def load(folder, optim, sharded):
     from safetensors.torch import load_file
 
     from hf_tfenc import TfEncForMaskedLM
-    from hf_tfenc.training.checkpointing import checkpoint_path, restore_state, verify
+    from hf_tfenc.training.checkpointing import checkpoint_path, verify
+    from hf_tfenc.training.state import load_optimizer
 
     checkpoint = checkpoint_path(Path(folder), STEPS)
     verify(checkpoint)
-    accelerator, model, optimizer, step = setting(sharded, optim)
+    _, model, optimizer, step = setting(sharded, optim)
     weights, top = (TfEncForMaskedLM.from_pretrained(path).state_dict() for path in (checkpoint, folder))
     expected = load_file(Path(folder) / "expected.safetensors")
     for name in dict(model.named_parameters()):
@@ -100,7 +101,7 @@ def load(folder, optim, sharded):
             if sharded:
                 piece = torch.distributed.tensor.distribute_tensor(piece, parameter.device_mesh, parameter.placements)
             parameter.copy_(piece)
-    restore_state(accelerator, checkpoint, model, optimizer)
+    load_optimizer(checkpoint, model, optimizer)
     found = entries(model, optimizer)
     assert found.keys() == {name for name in expected if "/" in name}
     for name, value in found.items():
@@ -125,3 +126,29 @@ def test_a_whole_checkpoint_can_be_cut_into_pieces(tmp_path):
     folder = str(tmp_path / "out")
     Processes(save, (folder, "adamw", False), tmp_path / "save.log").finish()
     Processes(load, (folder, "adamw", True), tmp_path / "load.log", 2).finish()
+
+
+def save_with_one_that_cannot(folder):
+    """The random numbers of each process are its own to write; the pieces of the optimizer, everybody's together."""
+    import errno
+    import os
+
+    from hf_tfenc.tokenization import train_tokenizer
+    from hf_tfenc.training import checkpointing
+
+    accelerator, model, optimizer, step = setting(True, "adamw")
+    step(0)
+    if accelerator.process_index == 1:
+
+        def full(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        checkpointing.save_rng = full
+    tokenizer = train_tokenizer(["a text to learn from"] * 3, 300, model_max_length=64)
+    output = checkpointing.OutputFolder(Path(folder), accelerator, tokenizer, 2, {})
+    output.save(1, model, optimizer, {}, 0, required=False)
+    assert not checkpointing.checkpoints(Path(folder))
+
+
+def test_one_process_that_cannot_write_leaves_none_waiting(tmp_path):
+    Processes(save_with_one_that_cannot, (str(tmp_path / "out"),), tmp_path / "log", 2).finish()

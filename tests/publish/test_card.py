@@ -90,3 +90,21 @@ def test_the_template_is_found_where_a_wheel_puts_it(card, tmp_path, monkeypatch
 def test_it_says_whether_the_model_began_from_scratch(card):
     assert "trained from scratch on" in card().text
     assert "trained further on" in card(model_name_or_path="me/before").text
+
+
+def test_the_test_split_stands_apart(card, monkeypatch):
+    assert "looked at once" not in card().text
+    monkeypatch.setitem(METRICS, "test_accuracy", 0.56789)
+    loaded = card(test_file=["/home/ada/new.txt"])
+    assert "looked at once" in loaded.text and "| masked-token accuracy | 0.568 |" in loaded.text
+    assert ("new.txt", "accuracy", 0.5679) in {
+        (result.dataset_name, result.metric_type, result.metric_value) for result in loaded.data.eval_results
+    }
+
+
+def test_a_data_set_is_named(card, tmp_path):
+    assert "trained from scratch on ada/letters with" in card(dataset_name="ada/letters").text
+    (tmp_path / "secret" / "letters").mkdir(parents=True)
+    loaded = card(dataset_name=str(tmp_path / "secret" / "letters"))
+    assert "trained from scratch on letters with" in loaded.text
+    assert {result.dataset_name for result in loaded.data.eval_results} == {"held-out part of letters"}

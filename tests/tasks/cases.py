@@ -1,5 +1,6 @@
 """Every task on a little data of its own, and a model small enough to run in a test."""
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -54,16 +55,25 @@ def make_model(task, seed=0, preset="modern-tiny", **options):
     return task.auto_class.from_config(preset_config(preset, **sizes | task.config_options | options)).eval()
 
 
-def evaluate(task, model, rows, batch_size=8, processes=1):
-    """Metrics of a model, as if by some processes."""
+def measured(task, model, rows, batch_size=8, processes=1):
+    """What is measured of a model, as if by some processes."""
     lengths, parts = rows.with_format("numpy")["length"][:], []
     for process in range(processes):
         bins = EvaluationBins(lengths, batch_size, process, processes)
         loader = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=False))
         with torch.no_grad():
             # A bin without rows stands in for none, so that all processes have as many.
-            parts.append(join([task.measure(model, batch) for bin, batch in zip(bins, loader, strict=True) if bin]))
-    return task.metrics(join([part for part in parts if part]))
+            parts += [
+                {"row": np.array([row for _, row in bin]), **task.measure(model, batch)}
+                for bin, batch in zip(bins, loader, strict=True)
+                if bin
+            ]
+    return join(parts)
+
+
+def evaluate(task, model, rows, **split):
+    """Metrics of a model, as if by some processes."""
+    return task.metrics(measured(task, model, rows, **split))
 
 
 def batch_of(task, rows, indices, training=True):

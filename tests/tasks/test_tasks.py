@@ -7,16 +7,24 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from cases import CASES, SIZES, TASK_OF, batch_of, evaluate, make_model
-from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
+from cases import CASES, SIZES, TASK_OF, batch_of, evaluate, make_model, measured
+from transformers import Trainer, TrainingArguments, pipeline
 
 from hf_tfenc.data.collators import EncodedRows
+from hf_tfenc.evaluate import main
 from hf_tfenc.tasks import TASKS, Task, join
 from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.evaluation import DIGITS
 from hf_tfenc.training.run import run
-from hf_tfenc.training.trainer import DIGITS, training_step
+from hf_tfenc.training.trainer import training_step
 
 each = pytest.mark.parametrize("case", CASES)
+PAIRS = ("pairs", "triplets", "scored")
+
+
+def about(value):
+    """The same number, but for what the last bits of float32 do to its last digit."""
+    return pytest.approx(value, rel=2e-4, abs=3e-5) if isinstance(value, float) else value
 
 
 @pytest.fixture
@@ -65,6 +73,51 @@ def test_metrics_do_not_depend_on_batches(case, encoded_task, batch_size, proces
 
     expected = digits(batch_size=8)
     assert digits(batch_size=batch_size, processes=processes) == expected and "eval_loss" in expected
+
+
+@each
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (5, 3)])
+def test_predictions_are_of_each_row_in_its_order(case, splits, encoded_task, batch_size, processes):
+    task, rows = encoded_task(case)
+    model, source = make_model(task), splits(case)["validation"]
+    assert case in ("single", "multi", "regression", *PAIRS) or len(rows["validation"]) > len(source)  # windows
+
+    def records(**split):
+        return list(task.predictions(measured(task, model, rows["validation"], **split), source, rows["validation"]))
+
+    expected, found = records(batch_size=8), records(batch_size=batch_size, processes=processes)
+    assert [record["row"] for record in found] == list(range(1, len(source) + 1))
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys() and all(value == about(other[name]) for name, value in one.items())
+    assert json.loads(json.dumps(found)) == found
+
+
+@each
+def test_predictions_are_those_that_were_measured(case, splits, encoded_task):
+    task, rows = encoded_task(case)
+    model, source, rows = make_model(task), splits(case)["validation"], rows["validation"]
+    found = measured(task, model, rows)
+    metrics, records = task.metrics(found), list(task.predictions(found, source, rows))
+    score = {
+        "single": lambda r: [record["label"] == record["right"] for record in r],
+        "multi": lambda r: [record["labels"] == record["right"] for record in r],
+        "tagging": lambda r: [a == b for record in r for a, b in zip(record["tags"], record["right"], strict=True)],
+        "pairs": lambda r: [record["rank"] == 1 for record in r],
+    }
+    score |= {"bio": score["tagging"], "triplets": score["pairs"]}
+    if case in score:
+        assert sum(score[case](records)) / len(score[case](records)) == pytest.approx(metrics["eval_accuracy"])
+    elif case in ("regression", "scored"):
+        said, right = ("value", "right") if case == "regression" else ("similarity", "score")
+        errors = [(record[said] - record[right]) ** 2 for record in records]
+        assert sum(errors) / len(errors) == pytest.approx(metrics["eval_loss"], rel=1e-3)
+    else:
+        losses = [(record["loss"] or 0) * record["tokens"] for record in records]
+        tokens = sum(record["tokens"] for record in records)
+        assert sum(losses) / tokens == pytest.approx(metrics["eval_loss"], rel=1e-3)
+    inputs = {"single": "label", "multi": "label", "tagging": "tags", "bio": "tags"}
+    if case in inputs:
+        assert [record["right"] for record in records] == source[inputs[case]][:]
 
 
 @each
@@ -141,13 +194,15 @@ PIPELINES = {
         {answer["entity"] for answer in pipe("the cat", ignore_labels=[])} <= {"O", "B-animal", "I-animal"}
     ),
     "pairs": lambda pipe: torch.tensor(pipe("the cat")).shape[-1] == SIZES["hidden_size"],
+    "scored": lambda pipe: torch.tensor(pipe("the cat")).shape[-1] == SIZES["hidden_size"],
 }
 
 
 @pytest.mark.parametrize("case", PIPELINES)
-def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, monkeypatch, accelerator):
+def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, capsys, accelerator):
     files = {}
-    for split, rows in splits(case).items():
+    rows_of_splits = splits(case) | {"test": splits(case)["validation"].select(range(7, 30))}
+    for split, rows in rows_of_splits.items():
         files[f"{split}_file"] = [str(tmp_path / f"{split}.parquet")]
         rows.to_parquet(files[f"{split}_file"][0])
     name = TASK_OF.get(case, case)
@@ -168,14 +223,18 @@ def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, mo
     assert PIPELINES[case](pipeline(kind.pipeline_tag, str(folder)))
     exec(kind.usage(str(folder)), {"pipeline": pipeline})  # what the card says works
 
-    # What was measured is what the folder holds, and its labels are enough to measure it again.
-    task = kind(args, AutoTokenizer.from_pretrained(folder))
-    model = kind.auto_class.from_pretrained(folder).eval()
-    if name != "embedding":  # scores apart, a model says all that is needed
-        task.adopt(model.config)
-        rows = task.encode(splits(case).__class__(validation=splits(case)["validation"]))["validation"]
-        again = evaluate(task, model, rows)
-        assert again == pytest.approx({key: metrics[key] for key in again}, rel=1e-4)
+    # What was measured is what the folder holds, which is enough to measure it again, without the training rows.
+    for split, prefix in (("validation", "eval_"), ("test", "test_")):
+        main([str(folder), f"--test_file={files[f'{split}_file'][0]}", "--per_device_eval_batch_size=5"])
+        again = json.loads((folder / f"eval-{split}" / "metrics.json").read_text())
+        for metric in kind.reported:
+            assert metric in again or metric not in metrics
+            if metric in again:
+                assert again[metric] == about(metrics[metric.replace("eval_", prefix, 1)])
+        lines = (folder / f"eval-{split}" / "predictions.jsonl").read_text().splitlines()
+        assert [json.loads(line)["row"] for line in lines] == list(range(1, len(rows_of_splits[split]) + 1))
+        assert again["eval_samples"] == len(lines)
+    assert metrics["summary"] in capsys.readouterr().out and "test split, which was looked at once" in card
 
 
 def test_measurements_are_joined():

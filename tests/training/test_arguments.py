@@ -79,6 +79,7 @@ def test_written_options_are_read_back(config):
         "overwrite_output_dir",
         "resume_from_checkpoint",
         "resume_with_changes",
+        "dry_run",
     }
 
 

@@ -66,14 +66,15 @@ def test_two_checkpoints_must_fit(tmp_path, model, monkeypatch):
     for free, fits in ((7 * weights, True), (7 * weights - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(0, 0, free))
         if fits:
-            check_space(tmp_path / "not" / "there", model)
+            check_space(tmp_path / "not" / "there", model, checkpoints=2, freed=False)
         else:
-            with pytest.raises(
-                OptionError, match=r"has room for 0\.\d MB, and two checkpoints with the best model need"
-            ):
-                check_space(tmp_path / "not" / "there", model)
-    (tmp_path / "old").write_bytes(b"x")  # what is there will be replaced
-    check_space(tmp_path, model)
+            with pytest.raises(OptionError, match=r"has room for 0\.\d MB, and checkpoints with the best model need"):
+                check_space(tmp_path / "not" / "there", model, checkpoints=2, freed=False)
+    check_space(tmp_path, model, checkpoints=1, freed=False)  # a run that goes on has one already
+    (tmp_path / "old").write_bytes(b"x")
+    check_space(tmp_path, model, checkpoints=2, freed=True)
+    with pytest.raises(OptionError, match="has room for"):
+        check_space(tmp_path, model, checkpoints=2, freed=False)
 
 
 @pytest.mark.parametrize(

@@ -80,22 +80,29 @@ def survives(options, tmp_path):
 
     def survives(processes, workers, times, seed, **others):
         others |= {"dataloader_num_workers": workers}
-        whole = Run(options("whole", **others), tmp_path / "whole.log", processes)
-        whole.wait_for("steps,")  # set up: importing and tokenizing are behind it
-        started = time.monotonic()
-        whole.finish()
-        span, expected, choose = time.monotonic() - started, result(tmp_path / "whole"), random.Random(seed)
+        Run(options("whole", **others), tmp_path / "whole.log", processes).finish()
+        expected, choose = result(tmp_path / "whole"), random.Random(seed)
         for number in range(times):
             name, log = f"killed-{number}", tmp_path / f"killed-{number}.log"
             killed = Run(options(name, **others), log, processes)
-            killed.wait_for("steps,")
-            time.sleep(choose.uniform(0, span))
+            step = choose.randint(1, 6) * 3  # a logged one
+            wait_for_step(killed, tmp_path / name, step)
+            time.sleep(choose.uniform(0, 0.2))
             killed.kill()
-            Run(options(name, **others), log, processes).finish()
-            assert result(tmp_path / name) == expected, log.read_text()
+            said = Run(options(name, **others), log, processes).finish()
+            assert step < 9 or "It goes on from" in said or "holds this run, finished" in said
+            assert result(tmp_path / name) == expected, said
             shutil.rmtree(tmp_path / name)
 
     return survives
+
+
+def wait_for_step(run, folder, step):
+    """Until the log has a step."""
+    log = folder / "log.jsonl"
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert run.processes[0].is_alive(), run.output
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(("processes", "workers"), SETTINGS)
@@ -148,7 +155,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(options, tmp_path, number, 
     before = functools.partial(signal_at, number, step, evaluating)
     stopped = Run(options("stopped"), log, processes, before=before)
     assert stopped.wait() == [75] * processes, stopped.output
-    assert f"Stopped by {number.name} after step {step}. The same command goes on" in stopped.output
+    again = f"accelerate launch train.py --config {tmp_path / 'stopped' / 'train_config.yaml'}"
+    assert f"Stopped by {number.name} after step {step}. To go on from there: {again}\n" in stopped.output
     assert stopped.output.count("Stopped by") == 1 and "Traceback" not in stopped.output
     verify(tmp_path / "stopped" / f"checkpoint-{step:06}")
     assert (
@@ -188,6 +196,9 @@ def save_slowly():
 
     def save(*args, **kwargs):
         print("saving", flush=True)
+        while signal.getsignal(signal.SIGINT) != signal.SIG_DFL:
+            time.sleep(0.01)
+        print("told to stop", flush=True)
         while True:
             time.sleep(0.01)
 
@@ -202,11 +213,36 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(options, tm
     stopped = Run(options(max_steps=6, eval_steps=100, save_steps=3), tmp_path / "log", before=save_slowly)
     stopped.wait_for("saving")
     stopped.send(signal.SIGINT)
-    time.sleep(0.2)
+    stopped.wait_for("told to stop")
     assert stopped.processes[0].is_alive()
     stopped.send(signal.SIGINT)
     assert stopped.wait() == [-signal.SIGINT]
     assert newest_whole(tmp_path / "out").name == "checkpoint-000003"
+
+
+def test_a_signal_before_training_ends_with_the_same_code(options, tmp_path):
+    stopped = Run(options(), tmp_path / "log", before=functools.partial(in_the_making_of_the_model, signal.SIGTERM))
+    assert stopped.wait() == [75], stopped.output
+    assert "Stopped by SIGTERM; there was nothing to save." in stopped.output and not (tmp_path / "out").exists()
+
+
+def in_the_making_of_the_model(number):
+    from hf_tfenc.training import run
+
+    run.make_model = lambda *args: os.kill(os.getpid(), number)
+
+
+def test_two_runs_do_not_share_a_folder(options, tmp_path):
+    endless = {"max_steps": 2000, "eval_steps": 3000}
+    first = Run(options(**endless), tmp_path / "first.log")
+    wait_for_step(first, tmp_path / "out", 6)
+    others = [Run(options(**endless, overwrite_output_dir=b), tmp_path / f"{b}.log") for b in (False, True)]
+    for other in others:
+        assert other.wait() == [2] and "is in use by another run, which may still be saving: wait" in other.output
+    first.kill()
+    again = Run(options(**endless), tmp_path / "first.log")  # the kernel let go of it
+    again.wait_for("It goes on from")
+    again.kill()
 
 
 # --- Going on from where one likes -----------------------------------------------------------------------------------
@@ -220,6 +256,13 @@ def test_a_checkpoint_can_be_named_and_newer_ones_step_aside(options, tmp_path):
     said = Run(back, tmp_path / "log").finish()
     assert "No longer part of this run" in said and (tmp_path / "back" / "checkpoint-000015.set-aside").is_dir()
     assert result(tmp_path / "back") == expected
+
+    # An abandoned way leaves no best model behind.
+    again = {"resume_from_checkpoint": str(tmp_path / "back" / "checkpoint-000010"), "resume_with_changes": True}
+    Run(options("back", save_total_limit=10, max_steps=16, learning_rate=1e-6, **again), tmp_path / "log").finish()
+    abandoned = result(tmp_path / "back")
+    measured = [record["eval_loss"] for record in abandoned["log"] if "eval_loss" in record]
+    assert abandoned["metrics"]["eval_loss"] == pytest.approx(min(measured), rel=1e-5)
 
     other = options("other", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-000010"))
     assert "The best model so far stays in" in Run(other, tmp_path / "log").finish()
@@ -301,6 +344,19 @@ def test_what_matters_and_has_changed_is_an_error_that_names_it(interrupted, tmp
     moved = tmp_path / "moved.txt"
     moved.write_text("\n".join(texts))
     assert interrupted(train_file=[str(moved)])[0] == [0]
+
+
+def test_a_learning_rate_left_to_the_run_is_compared_too(interrupted):
+    codes, output = interrupted(learning_rate=None)
+    assert codes == [2] and "--learning_rate 0.01 then and 0.015625 now" in output, output
+
+
+def test_another_optimizer_begins_anew_and_another_shape_is_refused(interrupted):
+    wider = '{"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}'
+    codes, output = interrupted(config_overrides=wider, resume_with_changes=True)
+    assert codes == [2] and "its shape cannot change on the way" in output, output
+    codes, output = interrupted(optim="muon", resume_with_changes=True)
+    assert codes == [0] and "--optim adamw then and muon now" in output, output
 
 
 def test_changes_can_be_allowed(interrupted, tmp_path):

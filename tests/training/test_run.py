@@ -29,6 +29,7 @@ from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.run import main, run
+from hf_tfenc.training.trainer import training_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 PINNED = {
@@ -256,7 +257,7 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
         ({"text_column": "body"}, "has no column 'body'"),
         ({"vocab_size": 100}, "vocab_size is 100, too small"),
         ({"tokenizer_name": tmp_path}, "holds no tokenizer"),
-        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and train.py trains tfenc models"),
+        ({"model_name_or_path": tmp_path / "bert"}, "is a bert model, and tfenc models are trained"),
         ({"config_overrides": '{"hiden_size": 8}'}, "Did you mean 'hidden_size'?"),
         ({"config_overrides": '{"hidden_size": "x"}'}, "'hidden_size' expected int, got str"),
         (
@@ -274,6 +275,56 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
 def test_a_diverged_run_ends_with_one_line(tiny_argv, train_file, capsys):
     options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20, "max_skipped_steps": 5}
     assert "5 steps in a row, up to step" in refusal(tiny_argv(train_file=train_file, **options), capsys)
+
+
+def test_a_run_with_a_skipped_step_finishes(tiny, train_file, monkeypatch):
+    step, factors = training_step, iter([1.0, math.inf, 1.0, 1.0])
+
+    def spoiled(accelerator, model, optimizer, batches, task, *args):
+        factor = next(factors)
+        hook = model.register_forward_hook(lambda *outputs: setattr(outputs[-1], "loss", outputs[-1].loss * factor))
+        result = step(accelerator, model, optimizer, batches, task, *args)
+        hook.remove()
+        return result
+
+    monkeypatch.setattr("hf_tfenc.training.trainer.training_step", spoiled)
+    args = tiny(train_file=[train_file], max_steps=4)
+    assert math.isfinite(run(args)["eval_loss"])
+    log = [json.loads(line) for line in (Path(args.output_dir) / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log if record.get("skipped")] == [2]
+
+
+def test_what_a_run_is_made_of_is_never_removed(tiny_argv, train_file, finished, capsys):
+    args, _ = finished
+    folder = Path(args.output_dir)
+    (folder / "kept").mkdir()
+    shutil.copytree(folder / "checkpoint-000003", folder / "kept" / "checkpoint-000003")
+    (folder / "text.txt").write_text(Path(train_file).read_text())
+    for name, path in [
+        ("resume_from_checkpoint", folder / "checkpoint-000006"),
+        ("resume_from_checkpoint", folder / "kept" / "checkpoint-000003"),
+        ("train_file", folder / "text.txt"),
+        ("model_name_or_path", folder),
+        ("tokenizer_name", folder),
+    ]:
+        said = refusal(tiny_argv(**{"train_file": train_file, "overwrite_output_dir": True, name: path}), capsys)
+        assert f"--overwrite_output_dir would remove --{name} {path}: leave one of the two out" in said
+    assert (folder / "metrics.json").exists() and (folder / "text.txt").exists()
+
+
+def test_a_finished_run_on_other_rows_is_refused(finished, train_file, texts, capsys):
+    args, _ = finished
+    Path(train_file).write_text("\n".join(texts[3:]))
+    said = refusal(["--config", str(Path(args.output_dir) / "train_config.yaml")], capsys)
+    assert "holds a finished run on other rows" in said
+
+
+def test_what_a_killed_process_left_is_no_hindrance(tiny_argv, train_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".shared-1").touch()
+    (tmp_path / "out" / ".train_config.yaml.saving").touch()
+    main(tiny_argv(train_file=train_file, max_steps=1))
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
 def test_ctrl_c_before_training_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):

@@ -1,17 +1,17 @@
-"""A signal is noted, not obeyed; and what was there before is restored."""
+"""A signal is noted while there is something to save; and what was there before is restored."""
 
 import os
 import signal
 
 import pytest
 
-from hf_tfenc.training.signals import SIGNALS, StopSignals, ignore_in_worker
+from hf_tfenc.training.signals import SIGNALS, Interrupted, StopSignals, ignore_in_worker
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted(number):
     before = [signal.getsignal(each) for each in SIGNALS]
-    with StopSignals() as signals:
+    with StopSignals() as signals, signals.deferred():
         assert not signals.received
         os.kill(os.getpid(), number)
         assert signals.received and signals.name == signal.Signals(number).name
@@ -20,6 +20,15 @@ def test_a_signal_is_noted(number):
         else:
             os.kill(os.getpid(), number)  # more of the same change nothing
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_there_is_nothing_to_save_a_signal_ends_the_run_at_once(number):
+    with StopSignals() as signals:
+        with signals.deferred():
+            pass
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Interrupted):
+            os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("launcher", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", None])

@@ -21,6 +21,7 @@ from hf_tfenc.data.batching import epoch_bins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
+from hf_tfenc.training.arguments import RunError
 from hf_tfenc.training.monitor import Monitor
 from hf_tfenc.training.trainer import Totals, Trainer, in_groups, training_step
 
@@ -257,7 +258,7 @@ def test_the_model_trains_in_training_mode_after_each_evaluation(make_trainer, t
     trainer, modes = make_trainer(max_steps=5, eval_steps=1), []
     trainer.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
     trained(trainer, tmp_path)
-    evaluation = [False] * len(trainer.eval_loader)
+    evaluation = [False] * len(trainer.evaluation.loader)
     assert modes == [True, *evaluation] * 5
 
 
@@ -266,7 +267,7 @@ def test_evaluation_counts_every_row_once(make_trainer, splits, tokenizer):
     measure = trainer.task.measure
     trainer.task.measure = lambda model, batch: totals.update(rows=len(batch["labels"])) or measure(model, batch)
     metrics = trainer.evaluate()
-    assert totals["rows"] == len(trainer.eval_loader.dataset)
+    assert totals["rows"] == len(trainer.evaluation.loader.dataset)
     assert metrics == trainer.evaluate() and set(metrics) >= {"eval_loss", "eval_accuracy", "eval_loss_per_byte"}
     assert make_trainer(per_device_eval_batch_size=100).evaluate()["eval_loss"] == pytest.approx(
         metrics["eval_loss"], **CLOSE
@@ -375,6 +376,16 @@ def test_too_many_such_steps_end_the_run_with_the_last_good_state(make_trainer, 
         trained(trainer, tmp_path, output)
     ((step, state),) = output.saved
     assert step == 7 and state["progress"]["consumed_bins"] == 7 and weights(trainer).equal(last_good[0])
+    assert state["progress"]["skipped_in_a_row"] == 0  # a run that goes on has all of them again
+
+
+def test_a_run_that_ends_so_at_an_epochs_end_can_go_on(make_trainer, tmp_path):
+    trainer, output = make_trainer(rows=32, num_train_epochs=3, max_skipped_steps=2), NoFolder()
+    spoil(trainer, {3, 4})
+    with pytest.raises(RunError):
+        trained(trainer, tmp_path, output)
+    progress = output.saved[-1][1]["progress"]
+    assert (progress["epoch"], progress["consumed_bins"], progress["evaluation_due"]) == (1, 0, True)
 
 
 def test_a_diverged_run_stops_and_saves_nothing_of_it(make_trainer, tmp_path):
@@ -382,7 +393,7 @@ def test_a_diverged_run_stops_and_saves_nothing_of_it(make_trainer, tmp_path):
         make_trainer(max_steps=50, learning_rate=1e30, max_grad_norm=0.0, max_skipped_steps=3),
         NoFolder(),
     )
-    with pytest.raises(ValueError, match=r"^3 steps in a row, .* lower --learning_rate, .* last whole checkpoint"):
+    with pytest.raises(ValueError, match=r"^3 steps in a row, .* lower --learning_rate .* last whole checkpoint"):
         trained(trainer, tmp_path, output)
     assert trainer.progress.global_step < 50 and not output.saved and not output.kept
 

@@ -1,0 +1,128 @@
+"""What `hf-tfenc eval` does: measure a trained model on some data, and write down what it says of each row."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from datasets import DatasetDict
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from .data.sources import load_split
+from .tasks import TASKS, Task
+from .tokenization import HUB_ID, load_tokenizer
+from .training.arguments import Arguments, OptionError, parse_evaluation
+from .training.checkpointing import write_text
+from .training.evaluation import Evaluation
+from .training.preflight import check_folder, check_rows
+from .training.resume import CONFIG_FILE, METRICS_FILE
+from .training.run import check_kind, device_text, ending_well, quiet_libraries, set_threads, source_of
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def main(argv: list[str]) -> None:
+    """The program; it ends as train.py does."""
+    ending_well(lambda: evaluate(parse_evaluation(argv, trained_with)))
+
+
+def evaluate(args: Arguments) -> dict[str, Any]:
+    """Measure the model `args.model_name_or_path` on the data that `args` name.
+
+    Leaves `metrics.json` and `predictions.jsonl` in the output folder: the task's metrics with the number of rows, and
+    a JSON object for each row, in their order. A row is numbered from 1 among those that were read.
+
+    Returns:
+        the metrics
+
+    Raises:
+        OptionError, ValueError, OSError: one sentence, and nothing is written.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
+    quiet_libraries(accelerator)
+    say, kind, folder = accelerator.print, TASKS[args.task], output_folder(args)
+    say(device_text(accelerator, set_threads(args, accelerator)))
+    tokenizer = load_tokenizer(str(args.model_name_or_path))
+    check_kind(str(args.model_name_or_path), str(args.model_name_or_path))
+    task = kind(args, tokenizer)
+    model = load_model(args, task)
+    with accelerator.main_process_first():
+        source = load_split(source_of(args), kind.columns(args))
+        rows = task.encode(DatasetDict(test=source))["test"]
+    check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
+    check_folder(folder, accelerator)
+    say(f"{len(source):,} rows, {sum(rows['length'][:]):,} tokens")
+
+    started = time.monotonic()
+    evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
+    measured = evaluation.measure(model.to(accelerator.device))
+    assert measured is not None  # no signal was asked
+    metrics: dict[str, Any] = evaluation.metrics(measured)
+    metrics |= {"eval_samples": len(source), "eval_tokens": int(sum(rows["length"][:]))}
+    metrics["eval_runtime"] = time.monotonic() - started
+    metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path)}
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        records = task.predictions(measured, source, rows)
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        (folder / METRICS_FILE).unlink(missing_ok=True)  # never beside the predictions of another call
+        write_text(folder / PREDICTIONS_FILE, "".join(lines))
+        write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    for name, what in kind.reported.items():
+        if name in metrics:
+            say(f"{what}: {metrics[name]:.4f}")
+    say(f"{METRICS_FILE} and {PREDICTIONS_FILE} are in {folder}.")
+    accelerator.end_training()
+    return metrics
+
+
+def load_model(args: Arguments, task: Task) -> PreTrainedModel:
+    """The trained model, from which the task takes what it needs.
+
+    Raises:
+        OptionError: it has no head for this task.
+    """
+    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing is said below, and what another head needs is no news
+    model, loading = task.auto_class.from_pretrained(args.model_name_or_path, output_loading_info=True, **attention)
+    transformers_logging.set_verbosity(verbosity)
+    if missing := sorted(loading["missing_keys"]):
+        raise OptionError(
+            f"{args.model_name_or_path} was not trained for --task {args.task}: it has no {missing[0]}. Name the task "
+            "that it was trained for, or train it for this one first."
+        )
+    task.adopt(model.config)
+    return model
+
+
+def trained_with(model: str) -> dict[str, Any]:
+    """The options that a model was trained with, from the file in its folder or repository; none where there is none.
+
+    Raises:
+        OptionError: there is no such folder.
+    """
+    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise OptionError(f"There is no folder {model} to load a model from: check the path.")
+    try:
+        path = cached_file(model, CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, yaml.YAMLError):  # what else is wrong with the model is said where it is loaded
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def output_folder(args: Arguments) -> Path:
+    """The folder given, or one beside the model's own files that is named after the data."""
+    if args.output_dir:
+        return Path(args.output_dir)
+    data = Path(args.test_file[0] if args.test_file else args.dataset_name or "data").name.split(".")[0]
+    model = Path(str(args.model_name_or_path))
+    return (model if model.is_dir() else Path("outputs") / model.name) / f"eval-{data}"

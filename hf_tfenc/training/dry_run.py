@@ -1,0 +1,116 @@
+"""What a run will be: its data described, ten real steps made, and from these the time and the memory of it all."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count, islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset, DatasetDict
+
+from ..data.collators import EncodedRows
+from ..data.report import describe, report_lines
+from ..tasks import Batch
+from .evaluation import Evaluation
+from .monitor import clock
+from .trainer import Trainer, in_groups, training_step
+
+STEPS = 10
+EVALUATION_BATCHES = 10  # in each process, which tell the time of an evaluation
+
+
+def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[str]:
+    """Describe a run that has not begun, in lines of text. All processes meet here; nothing is written.
+
+    Times are by the token, as ten steps and a part of an evaluation take them; the reading of the data, the
+    baselines and its checkpoints are not in them.
+
+    Args:
+        splits: the rows of the source
+        rows: what the task encoded of them
+
+    Raises:
+        ValueError: a step's loss or gradient is not finite.
+    """
+    args, accelerator, total, epoch = trainer.args, trainer.accelerator, trainer.total_steps, trainer.steps_per_epoch
+    tokens = {split: int(np.sum(encoded["length"][:], dtype=np.int64)) for split, encoded in rows.items()}
+    evaluations = math.ceil(total / (args.eval_steps or epoch)) + 1  # and the best model once more, at the end
+    token_seconds = training_seconds(trainer, rows["train"])
+    train_seconds = token_seconds * tokens["train"] * total / epoch
+    evaluated_tokens = evaluations * tokens["validation"] + tokens.get("test", 0)
+    eval_seconds = evaluation_seconds(trainer, rows["validation"]) * evaluated_tokens
+    memory = max(gather_object([peak_memory(accelerator)]))
+    report = describe(splits, rows, trainer.task.tokenizer) if accelerator.is_main_process else {}
+    return [
+        *report_lines(report, args.max_seq_length),
+        f"model: {accelerator.unwrap_model(trainer.model).num_parameters():,} parameters",
+        f"steps: {total:,}, {epoch:,} an epoch, with {evaluations:,} evaluations",
+        f"time: about {clock(train_seconds + eval_seconds)}, {clock(eval_seconds)} of it for evaluations; "
+        f"{1 / token_seconds:,.0f} tokens/s in training",
+        f"memory: {memory / 2**30:.2f} GiB of {'the device' if on_cuda(accelerator) else 'RAM'} at the peak"
+        + " in the process that needs most" * (accelerator.num_processes > 1),
+        "A dry run leaves nothing behind; the same command without --dry_run begins the run.",
+    ]
+
+
+def training_seconds(trainer: Trainer, rows: Dataset) -> float:
+    """Make ten steps, which change the model. The seconds a token takes, the first step apart, which warms up."""
+    trainer.model.train()
+    started, tokens = 0.0, 0
+    for step, batches in enumerate(islice(steps_of(trainer, rows), STEPS)):
+        if step == 1:
+            started = time.monotonic()
+        if step:
+            tokens += sum(int(batch["attention_mask"].sum()) for batch in batches)
+        batches = [trainer.on_device(batch) for batch in batches]
+        norm = trainer.args.max_grad_norm
+        result = training_step(trainer.accelerator, trainer.model, trainer.optimizer, batches, trainer.task, norm)
+        # float16 finds its scale by steps that are not finite.
+        if not result.finite and (trainer.accelerator.scaler is None or not torch.isfinite(result.loss)):
+            raise ValueError(
+                f"Step {step + 1} of the dry run has the loss {float(result.loss):g} and a gradient of the norm "
+                f"{float(result.grad_norm):g}, which is not finite: lower --learning_rate, or look at the rows."
+            )
+        if step < trainer.total_steps - 1:
+            trainer.schedule.step()
+    return (time.monotonic() - started) / sum(gather_object([tokens]))
+
+
+def steps_of(trainer: Trainer, rows: Dataset) -> Iterator[list[Batch]]:
+    """The micro-batches of step after step: first of the longest rows, which need the most memory, then as in the run."""
+    accumulated = trainer.args.gradient_accumulation_steps
+    longest = np.argsort(rows.with_format("numpy")["length"][:])[-trainer.args.per_device_train_batch_size :]
+    batch = trainer.train_loader.collate_fn(EncodedRows(rows).__getitems__([(0, row) for row in longest.tolist()]))
+    yield [batch] * accumulated
+    for epoch in count():
+        trainer.train_bins.begin(epoch)
+        yield from in_groups(trainer.train_loader, accumulated)
+
+
+def evaluation_seconds(trainer: Trainer, rows: Dataset) -> float:
+    """The seconds a token takes in an evaluation, on a part of the rows, evenly spaced."""
+    args, accelerator = trainer.args, trainer.accelerator
+    wanted = EVALUATION_BATCHES * args.per_device_eval_batch_size * accelerator.num_processes
+    part = rows.select(range(0, len(rows), math.ceil(len(rows) / wanted)))
+    evaluation = Evaluation(trainer.task, part, args.per_device_eval_batch_size, accelerator)
+    started = time.monotonic()
+    evaluation.measure(accelerator.unwrap_model(trainer.model))
+    return (time.monotonic() - started) / int(np.sum(part["length"][:], dtype=np.int64))
+
+
+def on_cuda(accelerator: Accelerator) -> bool:
+    return accelerator.device.type == "cuda"
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """The most bytes that this process has held so far: on a GPU of its memory, elsewhere of the machine's."""
+    if on_cuda(accelerator):
+        return torch.cuda.max_memory_reserved(accelerator.device)
+    import resource  # which not every system has
+
+    # In bytes on macOS, in units of 1024 elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
