@@ -206,16 +206,15 @@ def parse(command):
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
 
-    from hf_tfenc.training.arguments import parse_arguments
+    from hf_tfenc.training.arguments import parse_arguments, parse_evaluation
 
     program, *rest = command
     if Path(program).name == "hf-tfenc":
-        pytest.importorskip("hf_tfenc.cli")
-        from hf_tfenc.training.arguments import parse_evaluation
-
         verb, *rest = rest
         assert verb in ("train", "eval"), verb
-        return parse_evaluation(rest, lambda model: {}) if verb == "eval" else parse_arguments(rest)
+        if verb == "eval":
+            return parse_evaluation(rest, lambda model: {"task": "sequence-classification"})
+        return parse_arguments(rest)
     if Path(program).name == "accelerate":
         assert rest[0] == "launch"
         launched = launch_command_parser().parse_args(rest[1:])
