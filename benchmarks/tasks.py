@@ -218,7 +218,7 @@ def main() -> None:
             found = measured(name, options.data / name, common, options.seeds, Path(made))
             lines += found
             print("\n".join(found), flush=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {options.threads} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {options.threads} thread(s)"
     machine = (
         f"{device}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}, scikit-learn {sklearn.__version__}; "

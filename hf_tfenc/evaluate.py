@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from datasets import DatasetDict
@@ -45,7 +46,10 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     Raises:
         OptionError, ValueError, OSError: one sentence, and nothing is written.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
+    )
     quiet_libraries(accelerator)
     say, kind, folder = accelerator.print, TASKS[args.task], output_folder(args)
     say(device_text(accelerator, set_threads(args, accelerator)))

@@ -18,18 +18,19 @@ def number_of_bins(rows: int, batch_size: int) -> int:
     return math.ceil(rows / batch_size)
 
 
-def epoch_bins(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_bins(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
     """The bins of one training epoch: every row once, rows of similar length together, all in random order.
 
     Args:
         lengths: (rows,), tokens of each row
         batch_size: rows of a bin; the last pool's last bin may have fewer
+        block: of a stream, where the rows are those of one block of the epoch
 
     Returns:
         `number_of_bins` arrays of row indices
     """
     # Masks use counters (0, 0, row, 0) of the same key; the 1 keeps the order apart from them.
-    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 1]))
+    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, block, 1]))
     order = random.permutation(len(lengths))
     bins: list[np.ndarray] = []
     for pool in np.split(order, range(BINS_PER_POOL * batch_size, len(order), BINS_PER_POOL * batch_size)):
@@ -75,6 +76,10 @@ class TrainingBins:
     def begin(self, epoch: int, consumed: int = 0) -> None:
         """Let the next pass be over `epoch`, without the bins that all processes have consumed of it already."""
         self.epoch, self.consumed = epoch, consumed
+
+    def share(self, consumed: int) -> float:
+        """How much of an epoch so many bins are: 1 at its end."""
+        return min(1.0, consumed / self.bins_per_epoch)
 
     def rows(self, epoch: int, first: int) -> list[int]:
         """The rows, in all processes, of the step that begins with the bin `first`."""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from . import conll
 from .columns import no_rows
 from .compression import is_openable, open_bytes, uncompressed_name
 from .damage import damages, undamaged
+from .streaming import Part, TextStream
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ KINDS = {
 # A plain text file above so many bytes is no longer one row, which would have to fit into memory several times over.
 LONG_DOCUMENT = 16 * 2**20
 PART_CHARACTERS = 20_000
+STREAM_ROWS = 1000  # read at once
+EDGE_BYTES = 4096  # of a file, that tell it from another of the same size
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -221,6 +225,31 @@ class Files:
                 replace(self, files=[path]).load(columns)  # says which file it was
             raise
 
+    def stream(self, column: str) -> TextStream:
+        """One of the columns, a part a file, read as it is needed and copied nowhere."""
+        parts = [
+            Part(f"{self.option} {path}", partial(replace(self, files=[path])._read_batches, column))
+            for path in self.files
+        ]
+        return TextStream(parts, _edges_digest(self.files))
+
+    def stream_types(self) -> dict[str, str]:
+        """As `types`, of JSON by its first rows alone."""
+        if self.kind != "json":
+            return self.types()
+        with self._reading():
+            rows = _load(self.files[:1], self.kind, self.sample_by, [], streaming=True).with_format("arrow")
+            return _schema_types(next(rows.iter(batch_size=STREAM_ROWS)).schema)
+
+    def _read_batches(self, column: str) -> Iterator[list[Any]]:
+        batches = _stream(self.files[0], self.kind, self.sample_by, column)
+        while True:
+            with self._reading():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
     def place(self, row: int) -> str:
         """Where the row with this index, from 0, is: option, file and number, from 1."""
         if len(self.files) == 1:
@@ -274,10 +303,36 @@ def _column_types(files: list[Path], kind: str) -> dict[str, str]:
     else:
         head = pd.read_csv(files[0], nrows=1000, **_csv_options(kind))
         return {name: "string" if is_string_dtype(head[name]) else str(head[name].dtype) for name in head}
+    return _schema_types(schema)
+
+
+def _schema_types(schema: pa.Schema) -> dict[str, str]:
     return {field.name: "string" if pa.types.is_large_string(field.type) else str(field.type) for field in schema}
 
 
-def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str]) -> Dataset:
+def _stream(path: Path, kind: str, sample_by: SampleBy, column: str) -> Iterator[list[Any]]:
+    """The values of a column, batch after batch."""
+    if kind == "text" and sample_by == "document":
+        yield from ([row["text"]] for row in _text_parts([path], None))
+        return
+    rows = _load([path], kind, sample_by, [column], streaming=True).select_columns([column])
+    for batch in rows.with_format("arrow").iter(batch_size=STREAM_ROWS):
+        yield batch.column(column).to_pylist()
+
+
+def _edges_digest(files: list[Path]) -> str:
+    """A hash of the size, the beginning and the end of each file; names and dates may change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(EDGE_BYTES)
+            file.seek(max(0, size - EDGE_BYTES))
+            digest.update(b"%d:%b%b" % (size, head, file.read(EDGE_BYTES)))
+    return digest.hexdigest()
+
+
+def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str], streaming: bool = False) -> Dataset:
     # These constructors and not `load_dataset`, which counts its uses on a server even where the files are local.
     paths = _escaped(files)
     if kind == "text" and sample_by == "document" and any(_is_long(path) for path in files):
@@ -288,21 +343,25 @@ def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str])
         )
     if kind == "text":
         # utf-8-sig, since the mark that some editors put before UTF-8 text is no part of it.
-        return Dataset.from_text(paths, sample_by=sample_by, encoding="utf-8-sig")
+        return Dataset.from_text(paths, sample_by=sample_by, encoding="utf-8-sig", streaming=streaming)
     if kind == "parquet":
         # By itself it takes the first row group's size for a batch, and fails where that has no row.
-        return Dataset.from_parquet(paths, columns=columns, batch_size=10_000)
+        rows_at_once = STREAM_ROWS if streaming else 10_000
+        return Dataset.from_parquet(paths, columns=columns, batch_size=rows_at_once, streaming=streaming)
     if kind == "json":
-        return Dataset.from_json(paths)
+        return Dataset.from_json(paths, streaming=streaming)
     if kind in ("conll", "conllu"):
         return Dataset.from_generator(
             conll.rows,
             features=conll.features(files[0], kind),
             gen_kwargs={"paths": files, "kind": kind, "version": [_stamp(path) for path in files]},
+            streaming=streaming,
         )
     # As strings, so that 42 and NA are texts. All columns are read, since pandas finds a row too long only then.
     names = pd.read_csv(files[0], nrows=0, **_csv_options(kind)).columns
-    return Dataset.from_csv(paths, features=Features(dict.fromkeys(names, Value("string"))), **_csv_options(kind))
+    return Dataset.from_csv(
+        paths, features=Features(dict.fromkeys(names, Value("string"))), streaming=streaming, **_csv_options(kind)
+    )
 
 
 def _csv_options(kind: str) -> dict[str, Any]:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Value
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
 from .columns import Origin
-from .files import AT_START, SPLITS, Files, SampleBy, kind_of, root_cause
+from .files import AT_START, SPLITS, STREAM_ROWS, Files, SampleBy, kind_of, root_cause
+from .streaming import Part, TextStream
 
 logger = logging.getLogger(__name__)
 
+STREAMED_ROWS = 10_000  # of a split that is streamed, and is to be had at once
 # What a configuration says about files, which we read as it does, and not about how to read them.
 PLAIN_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "sep", "comment_prefix"}
 
@@ -27,29 +29,53 @@ class Loaded:
     """Rows of one split that `datasets` has read; an `Origin`."""
 
     where: str
-    rows: Dataset
+    rows: Dataset | IterableDataset
+    version: str = ""  # of the dataset
     untyped = False
     damaged = 0
     example = None
 
     def types(self) -> dict[str, str]:
         strings = (Value("string"), Value("large_string"))
-        features = self.rows.features.items()
-        return {name: "string" if feature in strings else type(feature).__name__ for name, feature in features}
+        features = self.rows.features
+        if features is None:  # of a stream: its first rows tell
+            features = Features.from_arrow_schema(next(self.rows.with_format("arrow").iter(STREAM_ROWS)).schema)
+        return {name: "string" if feature in strings else type(feature).__name__ for name, feature in features.items()}
+
+    stream_types = types
 
     def load(self, columns: list[str]) -> Dataset:
-        return self.rows.select_columns(columns)
+        rows = self.rows.select_columns(columns)
+        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(STREAMED_ROWS)))
+
+    def stream(self, column: str) -> TextStream:
+        """One of the columns, read as it is needed, in the order of the dataset."""
+
+        def read() -> Iterator[list[Any]]:
+            try:
+                for batch in self.rows.select_columns([column]).with_format("arrow").iter(STREAM_ROWS):
+                    yield batch.column(column).to_pylist()
+            except Exception as error:  # of many classes, from many readers
+                raise OSError(f"{self.where} can be read no further ({root_cause(error)}).") from error
+
+        return TextStream([Part(self.where, read)], self.version)
 
     def place(self, row: int) -> str:
         return f"{self.where}, row {row + 1}"
 
 
 def dataset_origins(
-    name: str, config_name: str | None, revision: str | None, sample_by: SampleBy, training: bool
+    name: str,
+    config_name: str | None,
+    revision: str | None,
+    sample_by: SampleBy,
+    training: bool,
+    streaming: bool = False,
 ) -> dict[str, Origin]:
     """The rows of a dataset's splits, under the names train, validation and test.
 
-    For `training` there is a split to train on: where the dataset has but one split, that.
+    For `training` there is a split to train on: where the dataset has but one split, that. With `streaming`, nothing is
+    downloaded before it is read, and of a split other than the one to train on, 10,000 rows at most are read.
     Raises ValueError or OSError with one sentence.
     """
     where = f"--dataset_name {name}" + (f" ({config_name})" if config_name else "")
@@ -68,8 +94,11 @@ def dataset_origins(
             }
         else:
             options = {"sample_by": sample_by} if getattr(builder.config, "sample_by", None) == "line" else {}
-            loaded = datasets.load_dataset(path, config_name, revision=revision, **options)
-            found = {str(split): Loaded(f"{where}, split {split}", rows) for split, rows in loaded.items()}
+            loaded = datasets.load_dataset(path, config_name, revision=revision, streaming=streaming, **options)
+            found = {
+                str(split): Loaded(f"{where}, split {split}", rows, str(builder.hash))
+                for split, rows in loaded.items()
+            }
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
             f"{where} is no folder here, and the Hugging Face Hub has no such dataset, or only for some: "

@@ -2,21 +2,26 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
+import numpy as np
 from datasets import Dataset, DatasetDict, Value
 
-from .columns import TEXT_COLUMNS, Column, NoLabels, Origin, choose, log_guesses, take
+from .columns import TEXT_COLUMNS, Column, NoLabels, Origin, choose, log_guesses, no_rows, take
 from .files import FileOption, Files, SampleBy, find_files
 from .hub import dataset_origins
-from .splits import hold_out, log_shared_rows
+from .splits import choose_held_out, hold_out, log_shared_rows, text_hashes
 from .stdlib_corpus import stdlib_documents
+from .streaming import TextStream
 from .values import LABEL_TYPES
 
-__all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_split", "load_splits"]
+__all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_split", "load_splits", "load_stream"]
 
 logger = logging.getLogger(__name__)
+
+# Of a stream: a tokenizer and the models that count are trained on these, and validation texts are taken from them.
+HEAD_TEXTS, HEAD_CHARACTERS = 20_000, 20_000_000
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,38 @@ def load_splits(
     return DatasetDict({name: _first(splits[name], limits[name]) for name in limits if name in splits})
 
 
+def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, DatasetDict]:
+    """The training texts as a stream, and as splits what is known of it before: its first texts, and what is held out.
+
+    The split train holds its first 20,000 texts, fewer where they are longer than 1,000 characters; validation, without rows of its own,
+    about `validation_share` of these, chosen as `load_splits` does. A text that is held out is left out of the stream
+    wherever it stands.
+    Raises ValueError or OSError with one sentence, as `load_splits` does; a row of the stream is told when it is read.
+    """
+    origins = _origins(source, training=True, streaming=True)
+    train = origins.pop("train")
+    chosen = choose(train.where, train.stream_types(), columns)
+    log_guesses(train.where, columns, chosen)
+    stream = replace(train.stream(chosen[columns[0].name]), skip_bad_rows=source.skip_bad_rows)
+    texts = stream.first(HEAD_TEXTS, HEAD_CHARACTERS)
+    if not texts:
+        raise no_rows(train.where)
+    splits = DatasetDict(train=Dataset.from_dict({"text": texts}))
+    for split, origin in origins.items():
+        found = take(origin, columns, choose(origin.where, origin.types(), columns), source.skip_bad_rows)
+        splits[split] = _first(found, source.max_eval_samples)
+        log_shared_rows(splits, split, ["text"])
+    if "validation" not in splits:
+        hashes = text_hashes(texts)
+        held_out = np.unique(hashes[choose_held_out(hashes, source.validation_share)])[: source.max_eval_samples]
+        is_held_out = np.isin(hashes, held_out)
+        splits["validation"] = splits["train"].select(np.flatnonzero(is_held_out))
+        splits["train"] = splits["train"].select(np.flatnonzero(~is_held_out))
+        stream = replace(stream, held_out=held_out)
+        logger.info("%d of the first %d texts are held out for validation.", is_held_out.sum(), len(texts))
+    return stream, splits
+
+
 def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] = ("test", "validation")) -> Dataset:
     """One split alone, the first of `prefer` that the source has: for the evaluation of a model that is trained.
 
@@ -127,12 +164,17 @@ def _first(rows: Dataset, limit: int | None) -> Dataset:
     return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
 
 
-def _origins(source: Source, training: bool) -> dict[str, Origin]:
+def _origins(source: Source, training: bool, streaming: bool = False) -> dict[str, Any]:
     """Where the rows of each split are, the splits in their order; none for those that are built in or held out."""
     found: dict[str, Origin] = {}
     if source.dataset_name is not None:
         found = dataset_origins(
-            source.dataset_name, source.dataset_config_name, source.dataset_revision, source.sample_by, training
+            source.dataset_name,
+            source.dataset_config_name,
+            source.dataset_revision,
+            source.sample_by,
+            training,
+            streaming,
         )
     if source.train_file is not None:
         found |= _train_files(source.train_file, source.sample_by)
@@ -142,7 +184,8 @@ def _origins(source: Source, training: bool) -> dict[str, Origin]:
     found = {split: found[split] for split in ("train", "validation", "test") if split in found}
     for split, origin in found.items():
         if isinstance(origin, Files):
-            found[split] = origin.filled().mended() if source.skip_bad_rows else origin.filled()
+            mended = source.skip_bad_rows and not (streaming and split == "train")  # a stream is copied nowhere
+            found[split] = origin.filled().mended() if mended else origin.filled()
     return found
 
 

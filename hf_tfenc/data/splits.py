@@ -34,20 +34,23 @@ def hold_out(rows: Dataset, inputs: list[str], share: float) -> DatasetDict:
             )
             rows = blocks
 
-    hashes = row_hashes(rows, inputs)
+    held_out = choose_held_out(row_hashes(rows, inputs), share)
+    splits = DatasetDict(
+        {"train": rows.select(np.flatnonzero(~held_out)), "validation": rows.select(np.flatnonzero(held_out))}
+    )
+    logger.info("%d of %d rows are held out for validation.", len(splits["validation"]), len(rows))
+    return splits
+
+
+def choose_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Which of the rows with these hashes are held out, (rows,) bool; neither none nor all. Raises ValueError."""
     if (hashes == hashes[0]).all():
         raise ValueError(
             "The training text is one row, or one row repeated, so none can be held out for validation: "
             "give more text, or a --validation_file."
         )
     held_out = hashes < share * 2.0**64
-    if held_out.all() or not held_out.any():
-        held_out = hashes == hashes.min()
-    splits = DatasetDict(
-        {"train": rows.select(np.flatnonzero(~held_out)), "validation": rows.select(np.flatnonzero(held_out))}
-    )
-    logger.info("%d of %d rows are held out for validation.", len(splits["validation"]), len(rows))
-    return splits
+    return hashes == hashes.min() if held_out.all() or not held_out.any() else held_out
 
 
 def log_shared_rows(splits: DatasetDict, name: str, inputs: list[str]) -> None:
@@ -76,8 +79,13 @@ def _hash(batch: dict[str, list]) -> dict[str, np.ndarray]:
     texts, *others = (list(map(_joined, values)) for values in batch.values())
     if others:
         texts = ["\0".join(row) for row in zip(texts, *others, strict=True)]
+    return {"hash": text_hashes(texts)}
+
+
+def text_hashes(texts: list[str]) -> np.ndarray:
+    """The same for texts by themselves: uint64, shape (texts,)."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return {"hash": np.frombuffer(digests, dtype="<u8")}
+    return np.frombuffer(digests, dtype="<u8")
 
 
 def _joined(value: str | list[str]) -> str:

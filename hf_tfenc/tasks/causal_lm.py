@@ -73,8 +73,10 @@ class CausalLM(LanguageModeling):
             for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
             that the window is from
         """
-        features = Features({"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")})
-        return self.map_rows(splits, self._windows, features)
+        return self.map_rows(splits, self._windows, self.features())
+
+    def features(self) -> Features:
+        return Features({"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")})
 
     def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
         encoded = encode_rows(

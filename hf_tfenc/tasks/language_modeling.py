@@ -1,13 +1,15 @@
 """What the two language models share: text in windows, losses by the token, and models that count tokens."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -47,6 +49,20 @@ class LanguageModeling(Task):
     def texts(batch: dict[str, list]) -> Iterable[str]:
         """The text itself."""
         return batch["text"]
+
+    @abstractmethod
+    def features(self) -> Features:
+        """The columns of encoded rows."""
+
+    @abstractmethod
+    def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
+        """The windows of some texts."""
+
+    def encode_texts(self, texts: list[str]) -> pa.Table:
+        """The rows that `encode` makes of some texts."""
+        return pa.Table.from_pydict(
+            self._windows({"text": texts}, list(range(len(texts))), "train"), self.features().arrow_schema
+        )
 
     @staticmethod
     def count_items(batch: Batch) -> Tensor:

@@ -64,10 +64,13 @@ class MaskedLM(LanguageModeling):
             for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
             that the window is from; and `word_starts` (a bit for each token) where masks are of words or spans
         """
+        return self.map_rows(splits, self._windows, self.features(), self.marks_words)
+
+    def features(self) -> Features:
         features = {"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")}
         if self.marks_words:
             features["word_starts"] = List(Value("bool"))
-        return self.map_rows(splits, self._windows, Features(features), self.marks_words)
+        return Features(features)
 
     def _windows(self, batch: dict[str, list], indices: list[int], split: str) -> dict[str, list]:
         encoded = encode_rows(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -19,6 +20,8 @@ from ..tokenization import tokenizer_digest
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
+
+BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
 
 Batch = dict[str, Tensor]
 PREDICTED_DIGITS = 5
@@ -74,6 +77,10 @@ class Task(ABC):
         Raises:
             ValueError: a row that the task cannot learn or be measured on, by split, number and value.
         """
+
+    def encode_texts(self, texts: list[str]) -> pa.Table:
+        """The rows that `encode` makes of some texts of a stream; a task on plain text has it."""
+        raise NotImplementedError
 
     def adopt(self, config: PreTrainedConfig) -> None:  # noqa: B027
         """Take from a trained model what `encode` would learn from the training split: to evaluate without one."""
@@ -160,6 +167,7 @@ class Task(ABC):
                 split: rows.map(
                     encode,
                     batched=True,
+                    batch_size=batch_rows(rows),
                     with_indices=True,
                     fn_kwargs={"split": split},
                     remove_columns=rows.column_names,
@@ -215,6 +223,11 @@ def join(measurements: list[Measurement]) -> Measurement:
         values = [measurement[name] for measurement in measurements]
         joined[name] = np.concatenate(values) if isinstance(value, np.ndarray) else sum(values)
     return joined
+
+
+def batch_rows(rows: Dataset) -> int:
+    """How many rows are tokenized at once: 1,000, or fewer where they are long."""
+    return max(1, min(1000, BATCH_BYTES * len(rows.data) // max(rows.data.nbytes, 1)))
 
 
 def numpy_column(rows: Dataset, name: str) -> Any:

@@ -33,7 +33,9 @@ TASK_OPTIONS = {
     "label_column": ("sequence-classification", "token-classification", "embedding"),
     "problem_type": ("sequence-classification",),
     "mlm_masking": ("mlm",),
+    "streaming": ("causal-lm", "mlm"),
 }
+STREAM_EVALUATIONS = 10  # of a run, where its epochs have no end that could be foreseen
 # Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
 AS_TRAINED = (
     "task", "text_column", "text_pair_column", "negative_column", "label_column", "sample_by", "max_seq_length",
@@ -91,6 +93,12 @@ class DataArguments:
     label_column: str | None = option(None, "the column with the labels (tags, scores)")
     skip_bad_rows: bool = option(False, "count rows that cannot be used, and go on without them")
     sample_by: Literal["document", "paragraph", "line"] = option("document", "what is one row of a text file")
+    streaming: bool = option(
+        False, "read text as it is needed and keep nothing on the disk: for mlm and causal-lm, with max_steps"
+    )
+    shuffle_buffer_size: int = option(
+        10_000, "texts of a stream that are shuffled together; fewer where they are long"
+    )
     max_train_samples: int | None = option(None, "use this many rows of text and no more")
     max_eval_samples: int | None = option(None, "use this many rows of held-out text and no more")
     max_seq_length: int = option(128, "tokens of a row, special ones included; longer text is cut into windows")
@@ -130,7 +138,9 @@ class OptimizationArguments:
 class RunArguments:
     output_dir: str | None = option(None, "where everything goes; outputs/<task> if not given")
     overwrite_output_dir: bool = option(False, "remove what an earlier run left there")
-    eval_steps: int | None = option(None, "steps between evaluations; without it, once an epoch")
+    eval_steps: int | None = option(
+        None, "steps between evaluations; without it, once an epoch, or with streaming each tenth of max_steps"
+    )
     logging_steps: int = option(20, "steps between lines of log.jsonl")
     save_steps: int | None = option(None, "steps between checkpoints; without it, one after each evaluation")
     save_total_limit: int = option(2, "checkpoints that stay, besides the one of the best model")
@@ -160,13 +170,15 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
+        if self.streaming and self.max_steps is not None and self.eval_steps is None:
+            self.eval_steps = max(1, self.max_steps // STREAM_EVALUATIONS)
 
     def _refuse(self) -> None:
         positive = (
             "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
-            "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
+            "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -188,13 +200,27 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, ModelArgumen
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():
-            if getattr(self, name) not in (None, "token") and self.task not in tasks:
+            if getattr(self, name) not in (None, False, "token") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
+        if self.streaming:
+            self._refuse_for_stream()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.push_to_hub and not self.hub_model_id:
             raise OptionError("--push_to_hub needs --hub_model_id user/name to know where to.")
         self.parsed_config_overrides()
+
+    def _refuse_for_stream(self) -> None:
+        if self.train_file is None and self.dataset_name is None:
+            raise OptionError("--streaming has nothing to read: give --train_file or --dataset_name, or leave it out.")
+        if self.max_steps is None:
+            raise OptionError("--streaming needs --max_steps, for nobody knows how long the stream is.")
+        if self.dry_run:
+            raise OptionError(
+                "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."
+            )
+        if self.max_train_samples is not None:
+            raise OptionError("--max_train_samples is not for --streaming: --max_steps says how far it is read.")
 
     def parsed_config_overrides(self) -> dict[str, Any]:
         """`config_overrides` as a mapping. Raises OptionError where it is none."""

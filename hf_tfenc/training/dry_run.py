@@ -26,8 +26,8 @@ EVALUATION_BATCHES = 10  # in each process, which tell the time of an evaluation
 def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[str]:
     """Describe a run that has not begun, in lines of text. All processes meet here; nothing is written.
 
-    Times are by the token, as ten steps and a part of an evaluation take them; the reading of the data, the
-    baselines and its checkpoints are not in them.
+    Times are by the token, as ten steps and a part of an evaluation take them; reading data, baselines
+    and checkpoints are not in them.
 
     Args:
         splits: the rows of the source
@@ -37,10 +37,15 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
         ValueError: a step's loss or gradient is not finite.
     """
     args, accelerator, total, epoch = trainer.args, trainer.accelerator, trainer.total_steps, trainer.steps_per_epoch
+    assert epoch is not None  # a stream has none, and no dry run
     tokens = {split: int(np.sum(encoded["length"][:], dtype=np.int64)) for split, encoded in rows.items()}
-    evaluations = math.ceil(total / (args.eval_steps or epoch)) + 1  # and the best model once more, at the end
-    token_seconds = training_seconds(trainer, rows["train"])
-    train_seconds = token_seconds * tokens["train"] * total / epoch
+    evaluations = (
+        math.ceil(total / (args.eval_steps or epoch or total)) + 1
+    )  # and the best model once more, at the end
+    step_tokens, token_seconds = ten_steps(trainer, rows["train"])
+    if epoch:  # else nobody knows how long it is
+        step_tokens = tokens["train"] / epoch
+    train_seconds = token_seconds * step_tokens * total
     evaluated_tokens = evaluations * tokens["validation"] + tokens.get("test", 0)
     eval_seconds = evaluation_seconds(trainer, rows["validation"]) * evaluated_tokens
     memory = max(gather_object([peak_memory(accelerator)]))
@@ -48,7 +53,7 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     return [
         *report_lines(report, args.max_seq_length),
         f"model: {accelerator.unwrap_model(trainer.model).num_parameters():,} parameters",
-        f"steps: {total:,}, {epoch:,} an epoch, with {evaluations:,} evaluations",
+        f"steps: {total:,}, {f'{epoch:,} an epoch, ' if epoch else ''}with {evaluations:,} evaluations",
         f"time: about {clock(train_seconds + eval_seconds)}, {clock(eval_seconds)} of it for evaluations; "
         f"{1 / token_seconds:,.0f} tokens/s in training",
         f"memory: {memory / 2**30:.2f} GiB of {'the device' if on_cuda(accelerator) else 'RAM'} at the peak"
@@ -57,8 +62,12 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     ]
 
 
-def training_seconds(trainer: Trainer, rows: Dataset) -> float:
-    """Make ten steps, which change the model. The seconds a token takes, the first step apart, which warms up."""
+def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
+    """Make ten steps, which change the model.
+
+    Returns:
+        the tokens of a step in all processes, and the seconds that a token takes; without the first step, which warms up
+    """
     trainer.model.train()
     started, tokens = 0.0, 0
     for step, batches in enumerate(islice(steps_of(trainer, rows), STEPS)):
@@ -77,7 +86,8 @@ def training_seconds(trainer: Trainer, rows: Dataset) -> float:
             )
         if step < trainer.total_steps - 1:
             trainer.schedule.step()
-    return (time.monotonic() - started) / sum(gather_object([tokens]))
+    of_all = sum(gather_object([tokens]))
+    return of_all / (STEPS - 1), (time.monotonic() - started) / of_all
 
 
 def steps_of(trainer: Trainer, rows: Dataset) -> Iterator[list[Batch]]:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..data.streaming import EncodedStream
 from ..tokenization import tokenizer_digest
 from .arguments import CONFIG_FILE, Arguments, OptionError
 from .checkpointing import CheckpointError, checkpoints, newest_whole, read_state, tidy, verify
@@ -139,11 +140,15 @@ def run_facts(
     tokenizer: PreTrainedTokenizerBase,
     rows: dict[str, Dataset],
     accelerator: Accelerator,
+    stream: EncodedStream | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint notes of its run, as it comes back from JSON."""
+    """What a checkpoint notes of its run, as it comes back from JSON. Of a stream, `rows` hold the beginning."""
+    digests = {split: rows_digest(encoded) for split, encoded in rows.items()}
+    if stream is not None:
+        digests["train"] += f" and a stream {stream.digest()}"
     facts = {
         "options": yaml.safe_load(args.to_yaml()),
-        "rows": {split: rows_digest(encoded) for split, encoded in rows.items()},
+        "rows": digests,
         "tokenizer": tokenizer_digest(tokenizer),
         "config": {name: value for name, value in config.to_dict().items() if name not in VOLATILE},
         "processes": accelerator.num_processes,
@@ -228,7 +233,7 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
     if bits:
         logger.warning("The last bits of results may differ from those of one uninterrupted run: %s.", "; ".join(bits))
 
-    same_order = options.keys().isdisjoint({"seed", "per_device_train_batch_size"})
+    same_order = options.keys().isdisjoint({"seed", "per_device_train_batch_size", "shuffle_buffer_size"})
     return same_order and then["rows"]["train"] == now["rows"]["train"]
 
 

@@ -8,8 +8,8 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from ..configuration_tfenc import TfEncConfig
-from ..data.sources import Source, load_splits
+from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
+from ..data.streaming import EncodedStream
 from ..presets import preset_config
 from ..publish.card import write_card
 from ..publish.hub import push_folder
@@ -110,14 +111,20 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
 
     kind = TASKS[args.task]
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
+        if args.streaming:
+            text_stream, splits = load_stream(source_of(args), kind.columns(args))
+        else:
+            splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
     saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
         rows = task.encode(splits)
     for name, encoded in rows.items():
-        say(f"{name}: {len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens")
+        begins = "a stream that begins with " if args.streaming and name == "train" else ""
+        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens"
+        say(f"{name}: {begins}{count}")
+    stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
@@ -126,11 +133,12 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
-    facts = run_facts(args, model.config, tokenizer, rows, accelerator)
+    facts = run_facts(args, model.config, tokenizer, rows, accelerator, stream)
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
         progress.consumed_bins = 0  # the rows of this epoch are others
-    trainer = Trainer(args, task, model, rows["train"], rows["validation"], accelerator, signals, progress)
+    train_rows = rows["train"] if stream is None else stream
+    trainer = Trainer(args, task, model, train_rows, rows["validation"], accelerator, signals, progress)
     if args.dry_run:
         say("\n" + "\n".join(dry_run(trainer, splits, rows)))
         del trainer  # as at the end of a run
@@ -164,7 +172,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
             texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
             # It differs a little from one Python version to the next.
             metrics["corpus"] = corpus_info(DatasetDict(texts))
-        metrics |= {"parameters": best.num_parameters(), "train_tokens": int(sum(rows["train"]["length"][:]))}
+        # Of a stream, those that were read.
+        tokens = int(sum(rows["train"]["length"][:])) if stream is None else trainer.progress.tokens
+        metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens}
         finish(args, task, best, rows["validation"], metrics, folder)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)
@@ -183,9 +193,9 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
 def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: Start) -> dict[str, Any]:
     """Train to the end, from the beginning or from a checkpoint."""
     accelerator, step = trainer.accelerator, trainer.progress.global_step
+    epoch = "on a stream" if trainer.steps_per_epoch is None else f"{trainer.steps_per_epoch:,} an epoch"
     accelerator.print(
-        f"{trainer.total_steps:,} steps, {trainer.steps_per_epoch:,} an epoch; "
-        f"a model that only counts has a loss of {baseline_loss:.3f}"
+        f"{trainer.total_steps:,} steps, {epoch}; a model that only counts has a loss of {baseline_loss:.3f}"
     )
     if start.checkpoint is not None:
         trainer.restore(start.checkpoint, start.state)
@@ -252,10 +262,22 @@ def make_tokenizer(
         return load_tokenizer(named)
     trained: list[Any] = [None]
     if accelerator.is_main_process:
-        texts = (text for batch in train_texts.iter(batch_size=1000) for text in TASKS[args.task].texts(batch))
+        texts = Texts(train_texts, TASKS[args.task])
         trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
     broadcast_object_list(trained)
     return trained[0]
+
+
+@dataclass
+class Texts:
+    """The texts of a split, read anew each time that they are asked for, so that they need not fit into memory."""
+
+    rows: Dataset
+    task: type[Task]
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.rows.iter(batch_size=1000):
+            yield from self.task.texts(batch)
 
 
 def make_model(

@@ -6,7 +6,7 @@ items divided by their number in the whole step, so the gradient does not depend
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from ..data.batching import TrainingBins
 from ..data.collators import EncodedRows
+from ..data.streaming import EncodedStream, StreamedBins, StreamedRows
 from ..tasks import Batch, Task
 from .arguments import Arguments, RunError, launch_command
 from .checkpointing import OutputFolder
@@ -84,6 +85,7 @@ class Progress:
     global_step: int = 0
     epoch: int = 0
     consumed_bins: int = 0  # of this epoch
+    bookmark: Sequence[int] | None = None  # of a stream: where to look for the next bin
     evaluation_due: bool = False  # after this step, and not yet made
     best_loss: float | None = None
     best_step: int = 0
@@ -127,7 +129,7 @@ class Trainer:
 
     Args:
         model: a head of the encoder, on any device.
-        train_rows, eval_rows: what `task.encode` returned.
+        train_rows, eval_rows: what `task.encode` returned, or a stream to train on.
         signals: what asks the run to stop.
         progress: where the run is, if it goes on from a checkpoint.
     """
@@ -137,7 +139,7 @@ class Trainer:
         args: Arguments,
         task: Task,
         model: nn.Module,
-        train_rows: Dataset,
+        train_rows: Dataset | EncodedStream,
         eval_rows: Dataset,
         accelerator: Accelerator,
         signals: StopSignals | None = None,
@@ -146,15 +148,16 @@ class Trainer:
         self.args, self.task, self.accelerator = args, task, accelerator
         self.signals = signals or StopSignals()
         self.progress = progress or Progress()
-        self.train_bins = TrainingBins(
-            train_rows.with_format("numpy")["length"][:],
-            args.per_device_train_batch_size,
-            args.seed,
-            args.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        self.train_loader = self.loader(train_rows)
+        processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+        order = (args.per_device_train_batch_size, args.seed, args.gradient_accumulation_steps)
+        self.train_bins: TrainingBins | StreamedBins
+        if isinstance(train_rows, EncodedStream):
+            bookmark = self.progress.bookmark
+            self.train_bins = StreamedBins(train_rows, *order, **processes, bookmark=bookmark, gather=gather_object)
+            self.train_loader = self.loader(StreamedRows())
+        else:
+            self.train_bins = TrainingBins(train_rows.with_format("numpy")["length"][:], *order, **processes)
+            self.train_loader = self.loader(EncodedRows(train_rows))
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.steps_per_epoch = self.train_bins.steps_per_epoch
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
@@ -170,14 +173,18 @@ class Trainer:
 
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
+        assert isinstance(self.train_bins, TrainingBins)  # a stream has max_steps
         epochs = (self.args.num_train_epochs or self.task.epochs) - self.progress.epoch
-        return max(0, (epochs - 1) * self.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins))
+        return max(
+            0,
+            (epochs - 1) * self.train_bins.steps_per_epoch + self.train_bins.steps_after(self.progress.consumed_bins),
+        )
 
-    def loader(self, rows: Dataset) -> DataLoader:
+    def loader(self, rows: torch.utils.data.Dataset) -> DataLoader:
         """Training batches. Accelerate shards no loader: the bins are this process's own already."""
         workers = self.args.dataloader_num_workers
         return DataLoader(
-            EncodedRows(rows),
+            rows,
             batch_sampler=self.train_bins,
             collate_fn=self.task.collator(training=True),
             num_workers=workers,
@@ -219,7 +226,7 @@ class Trainer:
             self.model.train()
             for batches in in_groups(self.train_loader, args.gradient_accumulation_steps):
                 stop = self.step(batches)
-                ended = progress.consumed_bins >= self.train_bins.bins_per_epoch
+                ended = self.train_bins.share(progress.consumed_bins) == 1
                 last = progress.global_step == self.total_steps
                 if last or progress.global_step % args.logging_steps == 0 or ended:
                     self.log()
@@ -308,8 +315,7 @@ class Trainer:
 
     @property
     def epoch_now(self) -> float:
-        share = min(1.0, self.progress.consumed_bins / self.train_bins.bins_per_epoch)
-        return round(self.progress.epoch + share, 4)
+        return round(self.progress.epoch + self.train_bins.share(self.progress.consumed_bins), 4)
 
     # --- What stops a run, and what survives ---
 
@@ -351,6 +357,8 @@ class Trainer:
         progress, scaler = self.progress, self.accelerator.scaler
         progress.logged_loss, progress.logged_items, progress.logged_tokens = self.totals.read()
         progress.seconds = time.monotonic() - self.started
+        if isinstance(self.train_bins, StreamedBins):
+            progress.bookmark = self.train_bins.bookmark(progress.consumed_bins)
         state = {
             "progress": asdict(progress),
             "scaler": None if scaler is None else scaler.state_dict(),

@@ -3,6 +3,7 @@
 import collections
 import functools
 import json
+import os
 import signal
 
 import pytest
@@ -60,8 +61,6 @@ def test_two_processes_of_four_micro_batches_are_one_of_eight(options, tmp_path)
 
 def note_rows(path, stop_after):
     """In a process to be: write down which training rows its steps are made of, and stop after some steps."""
-    import os
-
     from hf_tfenc.data.batching import EvaluationBins
     from hf_tfenc.data.collators import EncodedRows
     from hf_tfenc.training.trainer import Trainer
@@ -94,6 +93,57 @@ def test_no_row_is_lost_or_repeated_when_the_number_of_processes_changes(options
     seen = collections.Counter(tuple(map(int, line.split())) for line in rows.read_text().splitlines())
     count = len({row for _, row in seen})
     assert seen == {(epoch, row): 1 for epoch in range(2) for row in range(count)} and count > 400
+
+
+def note_streamed_rows(path, stop_after):
+    """The same for a stream, of which it writes down the tokens."""
+    from hf_tfenc.data.streaming import Bin
+
+    load = Bin.load
+
+    def noted(self, epoch):
+        rows = load(self, epoch)
+        with open(path, "a") as file:
+            file.writelines(f"{epoch} {' '.join(map(str, row['input_ids']))}\n" for row in rows)
+        return rows
+
+    Bin.load = noted
+    note_rows(os.devnull, stop_after)
+
+
+def test_every_row_of_a_stream_is_seen_once(options, tmp_path):
+    """10,000 rows in four files, read a bit more than twice; stopped in an epoch, on another number of processes."""
+    texts = [f"{number}: the old fox" for number in range(10_000)]
+    steps = -(-(10 * -(-950 // 100) + 500 // 100) // 2)  # of an epoch; a block ends with a bin of fewer rows
+    files = [tmp_path / f"part-{part}.txt" for part in range(4)]
+    for part, path in enumerate(files):
+        path.write_text("\n".join(texts[part::4]))
+    stream = {
+        "train_file": [str(path) for path in files],
+        "validation_file": str(tmp_path / "train.txt"),
+        "streaming": True,
+        "shuffle_buffer_size": 950,
+        "max_steps": 2 * steps + 5,
+        "per_device_train_batch_size": 100,
+        "max_eval_samples": 10,
+        "save_steps": 1000,
+    }
+    rows = tmp_path / "rows"
+    for processes, stop_after in ((2, 20), (1, 47), (2, 1000)):
+        call = options(gradient_accumulation_steps=2 // processes, **stream)
+        run = Run(call, tmp_path / "log", processes, before=functools.partial(note_streamed_rows, rows, stop_after))
+        assert run.wait() == [75 if stop_after < 1000 else 0] * processes, run.output
+    assert run.output.count("It goes on from") == 2
+    seen = [collections.Counter(), collections.Counter(), collections.Counter()]
+    for line in rows.read_text().splitlines():
+        epoch, _, ids = line.partition(" ")
+        seen[int(epoch)][ids] += 1
+    assert len(seen[0]) == 10_000 and set(seen[0].values()) == {1} and seen[0] == seen[1]
+    assert 0 < seen[2].total() <= 5 * 200 and seen[2] <= seen[0]
+    Run(options("whole", gradient_accumulation_steps=2, **stream), tmp_path / "whole.log").finish()
+    records = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("out", "whole")]
+    losses = [[record["loss"] for record in log if "loss" in record] for log in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == stream["max_steps"]
 
 
 def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, texts, tmp_path):

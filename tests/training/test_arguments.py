@@ -137,10 +137,20 @@ def test_mistakes_in_a_file(config, text, sentence):
     assert_sentence(error, sentence.replace("FILE", argv[1]))
 
 
+STREAM = {"streaming": True, "train_file": ["a.txt"], "max_steps": 250}
+
+
+def test_a_run_on_a_stream_is_evaluated_ten_times():
+    assert Arguments(**STREAM).eval_steps == 25
+    assert Arguments(**STREAM | {"max_steps": 3}).eval_steps == 1
+    assert Arguments(**STREAM, eval_steps=7).eval_steps == 7
+    assert Arguments(max_steps=250).eval_steps is None
+
+
 ABOVE_0 = [
     "vocab_size", "max_seq_length", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "logging_steps",
-    "cpu_threads", "max_train_samples", "max_eval_samples", "learning_rate", "adam_epsilon", "temperature",
+    "cpu_threads", "max_train_samples", "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature",
 ]  # fmt: skip
 
 
@@ -165,6 +175,11 @@ ABOVE_0 = [
         ),
         ({"label_column": "y"}, "--label_column is for --task sequence-classification, token-classification and embedding; the task is mlm."),
         ({"task": "causal-lm", "mlm_masking": "span"}, "--mlm_masking is for --task mlm; the task is causal-lm."),
+        ({"task": "embedding", "streaming": True}, "--streaming is for --task causal-lm and mlm; the task is embedding."),
+        (STREAM | {"max_steps": None}, "--streaming needs --max_steps, for nobody knows how long the stream is."),
+        (STREAM | {"train_file": None}, "--streaming has nothing to read: give --train_file or --dataset_name, or leave it out."),
+        (STREAM | {"dry_run": True}, "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."),
+        (STREAM | {"max_train_samples": 9}, "--max_train_samples is not for --streaming: --max_steps says how far it is read."),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16 exclude each other: choose one."),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id user/name to know where to."),
         ({"config_overrides": "[1]"}, """--config_overrides '[1]' is no mapping; write it as '{"hidden_size": 192}'."""),

@@ -31,7 +31,7 @@ def train_file(tmp_path, texts):
 def options(tiny, train_file, tmp_path):
     """Of a run with dropout, accumulation, epochs that end within, and checkpoints that are rotated."""
 
-    def options(name="out", **others):
+    def options(name="out", **others):  # None leaves an option out
         changed = {
             "output_dir": str(tmp_path / name),
             "train_file": [train_file],
@@ -108,6 +108,28 @@ def wait_for_step(run, folder, step):
 @pytest.mark.parametrize(("processes", "workers"), SETTINGS)
 def test_a_killed_run_ends_as_if_it_had_not_been(survives, processes, workers):
     survives(processes, workers, times=1, seed=processes * 10 + workers, **(MUON if workers else {}))
+
+
+STREAM = {
+    "streaming": True,
+    "shuffle_buffer_size": 25,
+    "max_train_samples": None,
+    "num_train_epochs": None,
+    "max_steps": 60,
+    "max_eval_samples": 10,
+}
+
+
+@pytest.mark.parametrize(("processes", "workers"), SETTINGS)
+def test_a_killed_run_on_a_stream_ends_as_if_it_had_not_been(survives, processes, workers):
+    """Blocks of 25 texts, and epochs of about 200: the end of both is passed within steps and between them."""
+    survives(processes, workers, times=1, seed=processes * 10 + workers, **STREAM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), SETTINGS)
+def test_twenty_killed_runs_on_a_stream_end_as_if_they_had_not_been(survives, processes, workers):
+    survives(processes, workers, times=20, seed=200 + processes * 10 + workers, **STREAM)
 
 
 @pytest.mark.slow
@@ -371,6 +393,21 @@ def test_what_changes_bits_alone_is_a_warning(interrupted):
     assert codes == [0], output
     assert "The last bits of results may differ" in output and "threads 1 then and 2 now" in output
     assert "--attn_implementation None then and eager now" in output and "logging" not in output
+
+
+def test_another_stream_is_another_run(options, tmp_path, train_file, texts):
+    before = functools.partial(signal_at, signal.SIGTERM, 4)
+    Run(options(**STREAM), tmp_path / "first.log", before=before).wait()
+    Path(train_file).write_text("\n".join([*texts, "one more"]))
+    refused = Run(options(**STREAM), tmp_path / "second.log")
+    assert refused.wait() == [2] and "other rows in the train split" in refused.output
+    Path(train_file).write_text("\n".join(texts))
+    refused = Run(options(**STREAM | {"shuffle_buffer_size": 30}), tmp_path / "third.log")
+    assert refused.wait() == [2] and "--shuffle_buffer_size 25 then and 30 now" in refused.output
+    changed = Run(
+        options(**STREAM | {"shuffle_buffer_size": 30, "resume_with_changes": True}), tmp_path / "fourth.log"
+    )
+    assert "This is no longer the run of" in changed.finish()
 
 
 def test_another_number_of_processes_says_what_it_changes(interrupted):

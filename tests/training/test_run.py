@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from hf_tfenc.data.sources import Column, Source, load_splits
 from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
-from hf_tfenc.training.run import main, run
+from hf_tfenc.training.run import Texts, main, run
 from hf_tfenc.training.trainer import training_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -126,6 +127,21 @@ def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monke
     assert "held-out loss" in capsys.readouterr().out
 
 
+def test_the_test_split_is_measured_like_the_validation_split_and_once(tiny, tmp_path, train_file, texts, monkeypatch):
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("\n".join(f"held out, {text}" for text in texts[:30]))
+    both = {"validation_file": [str(held_out)], "test_file": [str(held_out)]}
+    args = tiny(train_file=[train_file], sample_by="line", max_steps=2, **both)
+    metrics = run(args)
+    measured = {name: value for name, value in metrics.items() if name.startswith("test_")}
+    names = [name.removeprefix("test_") for name in measured]
+    assert measured == {f"test_{name}": metrics[f"eval_{name}"] for name in names} and "loss" in names
+    assert metrics_in(args.output_dir) == metrics and len(names) == 4
+    monkeypatch.setattr("hf_tfenc.training.run.test_metrics", None)  # not called again
+    again = run(args)
+    assert {name: again[name] for name in measured} == measured
+
+
 @pytest.mark.parametrize("learning_rate", [0.01, None])
 def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_rate):
     args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
@@ -212,6 +228,25 @@ def test_files_of_every_kind_train(tiny_argv, texts, tmp_path, kind):
     assert metrics.keys() >= PINNED and 1000 < metrics["train_tokens"] < 20_000
     saved = yaml.safe_load((tmp_path / "out" / "train_config.yaml").read_text())
     assert saved["train_file"] == [str(source)]
+
+
+def test_a_stream_trains(tiny, train_file, tmp_path, capsys):
+    stream = {"train_file": [train_file], "sample_by": "line", "streaming": True, "shuffle_buffer_size": 60}
+    metrics = run(tiny(**stream, task="causal-lm", max_steps=80))
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval_loss" in record] == list(range(8, 81, 8))
+    ends = [record["epoch"] for record in records if "train_loss" in record]
+    assert ends[0] == 1 and ends == sorted(ends) and records[0]["epoch"] == 0
+    assert metrics["train_tokens"] == max(record.get("tokens", 0) for record in records) > 1000
+    assert metrics["eval_loss"] < metrics["baseline_loss"] + 1
+    said = capsys.readouterr().out
+    assert "train: a stream that begins with 1" in said and "80 steps, on a stream" in said
+
+
+def test_texts_for_a_tokenizer_are_read_anew_each_time():
+    texts = Texts(Dataset.from_dict({"text": ["one", "two"] * 600}), MaskedLM)
+    assert list(texts) == list(texts) == ["one", "two"] * 600
+    assert not isinstance(texts, Iterator)  # which a tokenizer would have to keep
 
 
 def test_rows_up_to_an_odd_limit_of_positions_train(tiny_argv, train_file, tmp_path):
