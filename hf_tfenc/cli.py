@@ -2,14 +2,17 @@
 
     hf-tfenc train --train_file my.txt                   # what train.py does
     hf-tfenc eval outputs/mlm --test_file other.txt      # metrics and predictions on other data
+    hf-tfenc demo outputs/mlm                            # a page to ask it, and to look inside
 
 Options are read by the commands themselves, so that they are the same, with the same messages, however they are given.
 """
 
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
-    help="Train transformer encoders, and evaluate them.",
+    help="Train transformer encoders, evaluate them, and look at them.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -31,6 +34,18 @@ def evaluate(context: typer.Context) -> None:
     from .evaluate import main
 
     main(context.args)
+
+
+@app.command()
+def demo(
+    output_folder: Annotated[str, typer.Argument(help="where the model is")],
+    port: Annotated[int, typer.Option(help="0 for any that is free")] = 7860,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to let other machines see the page")] = "127.0.0.1",
+) -> None:
+    """Show a page that asks a trained model, and looks inside it."""
+    from .demo.server import main
+
+    main(output_folder, host, port)
 
 
 if __name__ == "__main__":
