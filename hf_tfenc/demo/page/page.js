@@ -31,14 +31,27 @@ async function call(path, body) {
   return answer;
 }
 
+let working = 0;
+
+// While something is asked, the page says that it is busy.
+async function busy(work) {
+  working++;
+  $("main").setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } finally {
+    working--;
+    $("main").setAttribute("aria-busy", String(working > 0));
+  }
+}
+
 const question = () => ({ text: $("text").value, second: $("second-field").hidden ? "" : $("second").value });
 
-async function ask() {
-  $("ask").disabled = true;
-  await Promise.all([answer(), look()]);
-  if ($("look-problem").textContent === $("problem").textContent) $("look-problem").textContent = "";
-  $("ask").disabled = false;
-}
+const ask = () =>
+  busy(async () => {
+    await Promise.all([answer(), look()]);
+    if ($("look-problem").textContent === $("problem").textContent) $("look-problem").textContent = "";
+  });
 
 async function answer() {
   try {
@@ -65,8 +78,8 @@ async function look() {
       hide_padding: $("hide-padding").checked,
     });
     if (!seen) return;
+    if (String(seen.ids) !== String(map?.ids)) chosen = null; // else the same cell is compared under another head
     map = seen;
-    chosen = null;
     $("look-problem").textContent = "";
     $("inside").hidden = false;
     showTokens();
@@ -389,9 +402,9 @@ async function begin() {
     $("text").focus();
   });
   for (const id of ["layer", "head", "window", "look-ahead", "padding", "hide-padding"]) {
-    $(id).addEventListener("change", look);
+    $(id).addEventListener("change", () => busy(look));
   }
-  $("layer").addEventListener("change", lookAtPositions);
+  $("layer").addEventListener("change", () => busy(lookAtPositions));
   $("map").addEventListener("pointermove", pointAtMap);
   $("map").addEventListener("pointerdown", pointAtMap);
   $("map").addEventListener("keydown", stepOnMap);
@@ -403,7 +416,7 @@ async function begin() {
   };
   window.addEventListener("resize", draw);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  await Promise.all([ask(), lookAtPositions()]);
+  await Promise.all([ask(), busy(lookAtPositions)]);
 }
 
 begin().catch((error) => ($("problem").textContent = error.message));
