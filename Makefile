@@ -18,7 +18,7 @@ train: $(INSTALLED) ## train an encoder; options go in ARGS, as in make train AR
 	$(VENV)/bin/accelerate launch --quiet train.py $(ARGS)
 
 test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
-	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED) ## the tests that take longer than a few seconds
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m slow $(ARGS)
