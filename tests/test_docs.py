@@ -139,7 +139,8 @@ def test_the_pictures_are_drawn(tmp_path):
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
     pictures.main(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in ROOT.glob("docs/*.png")}
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in ROOT.glob("docs/*.png")} - {"page.png"}  # a browser's, of hf-tfenc demo
 
     everywhere = torch.ones(8, 8, dtype=torch.bool)
     near = everywhere.tril(1) & everywhere.triu(-1)
@@ -150,29 +151,30 @@ def test_the_pictures_are_drawn(tmp_path):
         "sliding window": near,
         "packed sequences": torch.block_diag(*(torch.ones(size, size) for size in (3, 4, 1))).bool(),
     }
-    drawn = pictures.masks()
-    assert drawn.keys() == expected.keys()
+    masks = pictures.masks()
+    assert masks.keys() == expected.keys()
     for name, mask in expected.items():
-        assert torch.equal(drawn[name], mask), name
+        assert torch.equal(masks[name], mask), name
 
 
 # --- Links -----------------------------------------------------------------------------------------------------------
 
 
 def without_code(document):
-    return re.sub(r"^ *```.*?^ *```$|`[^`\n]*`", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"^ *```.*?^ *```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def anchors(document):
     """The names that GitHub gives to headings."""
-    text = re.sub(r"^ *```.*?^ *```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
-    titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    titles = re.findall(r"^#+ (.*)$", without_code(document), re.M)
+    titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
     return {title.strip().replace(" ", "-") for title in titles}
 
 
 @by_name
 def test_links_resolve(document):
-    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    links = re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", document.read_text(encoding="utf-8"))
+    assert links
     for link in links:
         path, _, anchor = link.partition("#")
         if re.match(r"https?:", path):
@@ -187,6 +189,19 @@ def test_every_guide_is_linked_from_the_readme():
     assert [path.name for path in ROOT.glob("docs/*.md") if f"](docs/{path.name})" not in readme] == []
 
 
+# --- Lines -----------------------------------------------------------------------------------------------------------
+
+
+GUIDES = [document for document in DOCUMENTS if document.name not in ("CONTRIBUTING.md", "SECURITY.md")]
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
+def test_lines_fit_the_width_of_the_code(document):
+    """Prose, that is: tables, titles and the captions of copies have their lines whole."""
+    long = [line for line in without_code(document).splitlines() if len(line) > 119]
+    assert [line for line in long if not line.startswith(("|", "#", "<!--")) and "in [hf_tfenc" not in line] == []
+
+
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 
@@ -194,11 +209,19 @@ def commands(document):
     """The words of each command that runs a program of ours, without its comment."""
     shell = [block.body for block in blocks(document) if block.language in ("", "sh", "bash")]
     lines = [line for body in shell for line in body.replace("\\\n", " ").splitlines()]
-    ours = re.compile(r"(\S*/)?(accelerate|torchrun|python|hf-tfenc) .*(\.py|eval|train)\b")
+    ours = re.compile(r"(\S*/)?(accelerate|torchrun|python|hf-tfenc) .*(\.py|eval|train|demo)\b")
     return [shlex.split(line, comments=True) for line in lines if ours.match(line)]
 
 
 COMMANDS = [(document.name, command) for document in DOCUMENTS for command in commands(document)]
+
+
+def demo_command():
+    import typer
+
+    from hf_tfenc.cli import app
+
+    return typer.main.get_command(app).commands["demo"]
 
 
 def parse(command):
@@ -211,7 +234,9 @@ def parse(command):
     program, *rest = command
     if Path(program).name == "hf-tfenc":
         verb, *rest = rest
-        assert verb in ("train", "eval"), verb
+        assert verb in ("train", "eval", "demo"), verb
+        if verb == "demo":
+            return demo_command().make_context("demo", rest)
         if verb == "eval":
             return parse_evaluation(rest, lambda model: {"task": "sequence-classification"})
         return parse_arguments(rest)
