@@ -23,7 +23,7 @@ test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
 test-slow: $(INSTALLED) ## the tests that take longer than a few seconds
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m slow $(ARGS)
 
-test-browser: $(INSTALLED) ## the page of hf-tfenc demo in Chromium; installs playwright and, as root, Chromium
+test-browser: $(INSTALLED) ## the page of hf-tfenc demo in Chromium; installs playwright and, where it may, Chromium
 	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e ".[train,dev,browser]"
 	.ci/chromium
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m browser -rs tests/browser $(ARGS)

@@ -174,7 +174,6 @@ def anchors(document):
 @by_name
 def test_links_resolve(document):
     links = re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", document.read_text(encoding="utf-8"))
-    assert links
     for link in links:
         path, _, anchor = link.partition("#")
         if re.match(r"https?:", path):

@@ -19,6 +19,7 @@ CHARACTERS, LINES, MASKS, TOKENS = 10_000, 200, 8, 512  # at most
 SHOWN = 8  # candidates for a mask, or for the next token
 SHOWN_LABELS = 12
 NEW_TOKENS = 40
+LEAST_TEMPERATURE = 0.05  # below it chances overflow
 
 
 class Encoded(NamedTuple):
@@ -118,7 +119,9 @@ class Continue(Head):
         if room < 1:
             raise ValueError(f"The text fills all {self.longest:,} tokens that this model reads: shorten it.")
         row = torch.tensor([encoded.ids])
-        chance = {"do_sample": True, "temperature": temperature, "top_k": 50} if temperature else {"do_sample": False}
+        chance: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            chance = {"do_sample": True, "temperature": max(temperature, LEAST_TEMPERATURE), "top_k": 50}
         next_token = self.candidates("the next token", self.outputs(encoded).logits[0, -1])
         written = self.model.generate(
             row,

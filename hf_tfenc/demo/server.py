@@ -10,6 +10,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -31,7 +32,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-LARGEST = 1_000_000  # bytes of a request
+LARGEST, DISCARDED = 1_000_000, 100_000_000  # bytes of a request: that are read, and that are listened to
 PADDING = 8  # tokens at most
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
 
@@ -96,7 +97,7 @@ class Demo:
 
     def __init__(self, folder: str):
         self.model = load(folder)
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder, local_files_only=True)
         if len(self.tokenizer) > self.model.config.vocab_size:
             raise OptionError(
                 f"The tokenizer in {folder} has more tokens than the model: they do not belong together."
@@ -240,7 +241,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LARGEST:
-            self.close_connection = True  # with what is left unread
+            self.close_connection = True
+            self.discard(int(length) if length.isdecimal() else 0)
             self.send_json(413, {"error": f"A request takes up to {LARGEST:,} bytes: shorten the text."})
             return
         body = self.rfile.read(int(length))
@@ -267,9 +269,18 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_json(200, answer)
 
+    def discard(self, length: int) -> None:
+        """Read what is sent, for a browser listens only when it has said all."""
+        left = min(length, DISCARDED)
+        while left and (part := self.rfile.read(min(left, LARGEST))):
+            left -= len(part)
+
     def is_for_us(self) -> bool:
         """Whether the request names this machine, where no other is meant to ask: a name may be made to lead here."""
-        name = self.headers.get("Host", "").rpartition(":")[0].strip("[]")
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            name = None
         if self.server.server_address[0] in LOOPBACK and name not in LOOPBACK:
             self.close_connection = True
             self.send_json(421, {"error": f"This page is at {self.server.address}."})

@@ -92,10 +92,15 @@ async function look() {
 }
 
 async function lookAtPositions() {
-  const seen = await call("/positions", { layer: Number($("layer").value) });
-  if (!seen) return;
-  table = seen.table;
-  $("positions-text").textContent = seen.text;
+  try {
+    const seen = await call("/positions", { layer: Number($("layer").value) });
+    if (!seen) return;
+    table = seen.table;
+    $("positions-text").textContent = seen.text;
+  } catch (error) {
+    table = null;
+    $("positions-text").textContent = error.message;
+  }
   $("positions-readout").textContent = "";
   drawPositions();
 }
@@ -419,4 +424,4 @@ async function begin() {
   await Promise.all([ask(), busy(lookAtPositions)]);
 }
 
-begin().catch((error) => ($("problem").textContent = error.message));
+busy(begin).catch((error) => ($("problem").textContent = error.message));

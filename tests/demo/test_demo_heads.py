@@ -98,6 +98,7 @@ def test_a_text_is_gone_on_with(head, tokenizer):
     assert written == made.answer("the cat", "", 0.0)[0]
     torch.manual_seed(0)
     assert made.answer("the cat", "", 1.0)[0] != written
+    assert made.answer("the cat", "", 1e-9)[0]["given"] == "the cat"
     assert likeliest["title"] == "the next token" and likeliest["tokens"]
 
 

@@ -91,7 +91,8 @@ def test_other_sites_cannot_ask(call):
     assert call("/about", Host="evil.example:80")[0] == 421
     assert call("/answer", {"text": "[MASK]"}, Host="evil.example:80")[0] == 421
     assert call("/answer", {"text": "[MASK]"}, Content_Type="text/plain")[0] == 400
-    assert call("/about", Host="localhost:1")[0] == 200
+    assert call("/about", Host="[evil")[0] == 421
+    assert call("/about", Host="localhost:1")[0] == call("/about", Host="LOCALHOST")[0] == 200
 
 
 def test_nothing_may_be_loaded_from_elsewhere(server):
