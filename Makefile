@@ -9,10 +9,10 @@ INSTALLED = $(VENV)/.installed-$(notdir $(CONSTRAINTS))
 export HF_UPDATE_DOWNLOAD_COUNTS = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help train test test-slow check format clean
+.PHONY: help train test test-slow test-browser check format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 train: $(INSTALLED) ## train an encoder; options go in ARGS, as in make train ARGS="--max_steps 100"
 	$(VENV)/bin/accelerate launch --quiet train.py $(ARGS)
@@ -22,6 +22,11 @@ test: $(INSTALLED) ## the quick tests, without the network; ARGS as for pytest
 
 test-slow: $(INSTALLED) ## the tests that take longer than a few seconds
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m slow $(ARGS)
+
+test-browser: $(INSTALLED) ## the page of hf-tfenc demo in Chromium; installs playwright and, where it may, Chromium
+	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e ".[all,dev,browser]"
+	.ci/chromium
+	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m browser -rs tests/browser $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting and types; changes nothing
 	$(VENV)/bin/ruff check

@@ -6,6 +6,7 @@
     hf-tfenc export outputs/mlm graph --format onnx      # one graph, for ONNX runtimes or torch.export
     hf-tfenc convert google-bert/bert-base-uncased out   # a BERT or ModernBERT as ours, or ours as one of them
     hf-tfenc push outputs/mlm --hub_model_id you/name    # to the Hub, as a private model
+    hf-tfenc demo outputs/mlm                            # a page to ask it, and to look inside
 
 Options are read by the commands themselves, so that they are the same, with the same messages, however they are given.
 """
@@ -16,7 +17,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Train transformer encoders, and evaluate them.",
+    help="Train transformer encoders, evaluate them, and look at them.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -156,6 +157,18 @@ def embed(
         typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))  # type: ignore[arg-type]
 
     ending_well(work)
+
+
+@app.command()
+def demo(
+    output_folder: Annotated[str, typer.Argument(help="where the model is")],
+    port: Annotated[int, typer.Option(help="0 for any that is free")] = 7860,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to let other machines see the page")] = "127.0.0.1",
+) -> None:
+    """Show a page that asks a trained model, and looks inside it."""
+    from .demo.server import main
+
+    main(output_folder, host, port)
 
 
 if __name__ == "__main__":

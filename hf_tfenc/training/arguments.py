@@ -48,6 +48,7 @@ EVALUATION_OPTIONS = (
     "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
 )  # fmt: skip
 LANGUAGE = "[a-z]{2,3}|code|multilingual"  # ISO 639, and what the Hub has besides
+REPORTS = ("none", "tensorboard", "trackio", "wandb")
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
@@ -188,6 +189,9 @@ class RunArguments:
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
+    report_to: str = option(
+        "none", "show the run by this tracker too, which is a package of its own", choices=list(REPORTS)
+    )
     push_to_hub: bool = option(False, "upload the folder without its training state, while it goes on and at the end")
     hub_model_id: str | None = option(None, "where to, as user/name")
     hub_strategy: Literal["every_save", "all_checkpoints", "end"] = option(
@@ -237,7 +241,11 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
                 raise OptionError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if self.max_seq_length < 8:
             raise OptionError(f"--max_seq_length is {self.max_seq_length}; rows need at least 8 tokens.")
-        for name, allowed in (("problem_type", (None, *PROBLEM_TYPES)), ("mlm_masking", tuple(MASKINGS))):
+        for name, allowed in (
+            ("problem_type", (None, *PROBLEM_TYPES)),
+            ("mlm_masking", tuple(MASKINGS)),
+            ("report_to", REPORTS),
+        ):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
         for name, tasks in TASK_OPTIONS.items():

@@ -1,4 +1,4 @@
-"""What one sees of a run: a progress bar or plain lines, and log.jsonl."""
+"""What one sees of a run: a progress bar or plain lines, log.jsonl, and what a tracker shows."""
 
 import errno
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from .tracking import Tracker
 
 LOG_FILE = "log.jsonl"  # in an output folder
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
@@ -28,6 +30,7 @@ class Monitor:
         baseline_loss: what a model that only counts reaches; the line that training must leave below it.
         step: after which step the run goes on.
         log_bytes: where the log stood then. What was logged later is cut off, for these steps are made again.
+        tracker: to which losses and speeds are reported too.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Monitor:
         active: bool,
         step: int = 0,
         log_bytes: int = 0,
+        tracker: Tracker | None = None,
     ):
+        self.tracker = tracker
         self.active, self.total_steps, self.baseline_loss = active, total_steps, baseline_loss
         self.terminal = active and sys.stderr.isatty()
         self.bar = tqdm(
@@ -57,6 +62,7 @@ class Monitor:
         self.started = self.last_line = time.monotonic()
         self.first_step = step
         self.warned = False
+        self.beside = f"counting alone {baseline_loss:.3f}"  # what the bar shows next to the loss
 
     def step(self, step: int) -> None:
         """One optimizer step is done."""
@@ -66,10 +72,11 @@ class Monitor:
     def training(self, record: dict[str, Any]) -> None:
         """A logged step: `step epoch loss learning_rate grad_norm tokens tokens_per_second`."""
         self.write(record)
+        self.report({f"train/{name}": value for name, value in record.items() if name != "step"}, record["step"])
         if not self.active:
             return
         line = (
-            f"epoch {record['epoch']:.1f} · loss {record['loss']:.3f} (counting alone {self.baseline_loss:.3f}) · "
+            f"epoch {record['epoch']:.1f} · loss {record['loss']:.3f} ({self.beside}) · "
             f"{record['tokens_per_second']:,.0f} tokens/s"
         )
         if self.terminal:
@@ -94,6 +101,9 @@ class Monitor:
     def evaluation(self, record: dict[str, Any]) -> None:
         """An evaluation, with `eval_loss` and whatever else the task measures."""
         self.write(record)
+        measured = {name: value for name, value in record.items() if name.startswith("eval_")}
+        self.report({name.replace("_", "/", 1): value for name, value in measured.items()}, record["step"])
+        self.beside = f"held out {record['eval_loss']:.3f}"
         shown = " · ".join(
             f"{name.removeprefix('eval_').replace('_', ' ')} {record[name]:.3f}"
             for name in ("eval_loss", "eval_accuracy", "eval_f1", "eval_macro_f1", "eval_mrr", "eval_spearman")
@@ -104,6 +114,7 @@ class Monitor:
     def epoch_end(self, record: dict[str, Any]) -> None:
         """A finished epoch, with `train_loss`, the average over its items."""
         self.write(record)
+        self.report({"train/epoch_loss": record["train_loss"]}, record["step"])
         self.say(f"epoch {record['epoch']:g}: average loss {record['train_loss']:.3f}")
 
     def skipped(self, record: dict[str, Any], grad_norm: float, in_a_row: int) -> None:
@@ -116,6 +127,11 @@ class Monitor:
             f"step {record['step']} is skipped: its loss is {record['loss']:g} and the norm of its gradient "
             f"{grad_norm:g}, over the rows {', '.join(map(str, rows[:8]))}{', …' * (len(rows) > 8)} of the training split."
         )
+
+    def report(self, values: dict[str, float], step: int) -> None:
+        """Values to the tracker, if there is one."""
+        if self.tracker is not None:
+            self.tracker.log(values, step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line to the log. Training goes on where the disk is full, and so does the log when it no longer is."""
@@ -146,6 +162,8 @@ class Monitor:
 
     def close(self) -> None:
         self.bar.close()
+        if self.tracker is not None:
+            self.tracker.close()
         if self.log is not None:
             self.log.close()
 

@@ -44,6 +44,7 @@ from .optimization import peak_learning_rate
 from .preflight import check_folder, check_processes, check_rows, check_space
 from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
 from .signals import EXIT_CODE, Interrupted, StopSignals
+from .tracking import check_tracker, open_tracker
 from .trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     check_processes(accelerator)
     if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
         raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
+    check_tracker(args)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
@@ -212,10 +214,12 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
         accelerator.print(f"It goes on from {start.checkpoint}, after step {step:,}.")
     log_file, is_main, log_bytes = output.path / LOG_FILE, accelerator.is_main_process, start.state.get("log_bytes", 0)
     opened: list[Monitor] = []
-    together(
-        accelerator,
-        lambda: opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes)),
-    )
+
+    def open_monitor() -> None:
+        tracker = open_tracker(trainer.args, output.path, step) if is_main else None
+        opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes, tracker))
+
+    together(accelerator, open_monitor)
     (monitor,) = opened
     try:
         return trainer.train(monitor, output)

@@ -109,10 +109,12 @@ def test_a_bar_in_a_terminal(tmp_path, monkeypatch):
     monitor.training(RECORD)
     monitor.step(40)
     monitor.evaluation({"step": 40, "eval_loss": 4.5})
+    monitor.training(RECORD | {"step": 41})
     monitor.close()
     shown = terminal.getvalue()
     assert "epoch 0.1 · loss 5.000 (counting alone 6.000) · 1,234 tokens/s:  40%" in shown and "40/100" in shown
     assert "step 40: held-out loss 4.500\n" in shown
+    assert "epoch 0.1 · loss 5.000 (held out 4.500) · 1,234 tokens/s:  40%" in shown.rpartition("4.500\n")[2]
 
 
 @pytest.mark.parametrize(
