@@ -57,7 +57,7 @@ def export(source: str, out: Path, kind: str) -> list[str]:
     if kind == "torch-export" and isinstance(model, modeling_tfenc.TfEncForMultipleChoice):
         raise ValueError(f"torch.export fixes the batch of a {head.__name__}, so it goes to --format onnx only.")
     tokenizer = load_tokenizer(source)
-    batches = list(sample_batches(model))
+    batches = list(sample_batches(model, segments="token_type_ids" in tokenizer.model_input_names))
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
     try:
@@ -124,8 +124,12 @@ def open_shapes(batch: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
 # --- Comparing -------------------------------------------------------------------------------------------------------
 
 
-def sample_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Batches of several shapes, with padding; what the model takes and no more."""
+def sample_batches(model: PreTrainedModel, segments: bool) -> Iterator[dict[str, Tensor]]:
+    """Batches of several shapes, with padding.
+
+    Args:
+        segments: whether a first text is told from a second, where the model can; a graph takes what its tokenizer gives.
+    """
     random, config = torch.Generator().manual_seed(0), model.config
     choices = (2,) if isinstance(model, modeling_tfenc.TfEncForMultipleChoice) else ()
     for rows, length in SHAPES:
@@ -133,7 +137,7 @@ def sample_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
         ids = torch.randint(config.vocab_size, shape, generator=random)
         lengths = torch.randint(1, shape[-1] + 1, shape[:-1], generator=random)
         batch = {"input_ids": ids, "attention_mask": (torch.arange(shape[-1]) < lengths[..., None]).long()}
-        if config.type_vocab_size:
+        if segments and config.type_vocab_size:
             batch["token_type_ids"] = torch.randint(config.type_vocab_size, shape, generator=random)
         yield batch
 

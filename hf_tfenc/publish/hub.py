@@ -96,6 +96,7 @@ class Uploads:
         Returns:
             one sentence: where it is, or why it is not. A failure loses nothing: the folder stays as it is.
         """
+        logger.info("Uploading %s to %s.", self.folder, self.repo_id)
         if self.process is not None:
             self._conclude()
         self.close()

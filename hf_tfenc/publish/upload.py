@@ -71,16 +71,23 @@ def reason_of(error: BaseException) -> str:
             return "HF_HUB_OFFLINE forbids it: unset it"
         if isinstance(cause, LocalTokenNotFoundError):
             return ANSWERS[401]
-        response = getattr(cause, "response", None)
-        if isinstance(cause, HfHubHTTPError) and response is not None:
-            status, said = response.status_code, " ".join((cause.server_message or "").split())
+        if status := status_of(cause):
             if status >= 500:
                 return f"the Hub has trouble of its own ({status}): try again later"
             answer = ANSWERS.get(status, f"the Hub refuses it ({status}): mend what it says")
+            said = " ".join((getattr(cause, "server_message", None) or "").split())
             return answer + (f"; it says: {said[:LONGEST_REASON].rstrip('.')}" if said else "")
         if isinstance(cause, (HTTPError, ConnectionError)):
             return f"the connection to the Hub failed ({short(cause)}): check it, and try again"
     return f"{short(error)}: when that is mended, try again"
+
+
+def status_of(error: BaseException) -> int | None:
+    """The Hub's answer that an error is about, if it is about one. Its store of large files tells it in words alone."""
+    if isinstance(error, HfHubHTTPError):
+        return getattr(error.response, "status_code", None)
+    told = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
+    return int(told[1]) if told else None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

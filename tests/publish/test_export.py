@@ -1,5 +1,6 @@
 """A graph says what the model says, whatever the shape of the batch."""
 
+import copy
 import sys
 
 import numpy as np
@@ -24,7 +25,7 @@ HEADS = (
 def make(tmp_path, tokenizer):
     """A folder with a head whose weights are all random, and the head."""
 
-    def make(preset, head):
+    def make(preset, head, segments=True):
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
         config = preset_config(preset, vocab_size=len(tokenizer), max_position_embeddings=32, pooling="mean", **sizes)
         model = getattr(hf_tfenc, f"TfEnc{head}")(config)
@@ -33,7 +34,9 @@ def make(tmp_path, tokenizer):
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=random) / 3)
         model.save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
+        own = copy.deepcopy(tokenizer)
+        own.model_input_names = ["input_ids", *["token_type_ids"] * segments, "attention_mask"]
+        own.save_pretrained(tmp_path / "model")
         return model.eval(), tmp_path / "model"
 
     return make
@@ -86,8 +89,18 @@ def test_torchs_graph_says_what_the_model_says(make, tmp_path, head):
     report = export(str(folder), tmp_path / "graph", "torch-export")
     assert "model.pt2" in report[-1]
     graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
-    for batch in sample_batches(model):
+    for batch in sample_batches(model, segments=True):
         assert largest_difference(model, lambda inputs: graph(**inputs), batch) < 1e-5
+
+
+def test_a_graph_takes_what_its_tokenizer_gives(make, tmp_path):
+    model, folder = make("bert-tiny", "ForSequenceClassification", segments=False)
+    export(str(folder), tmp_path / "graph", "torch-export")
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "graph")(["the cat", "3:"], padding=True, return_tensors="pt")
+    assert inputs.keys() == {"input_ids", "attention_mask"}
+    graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(graph(**inputs)["logits"], model(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_graph_that_differs_is_not_left_behind(make, tmp_path, monkeypatch):

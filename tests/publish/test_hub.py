@@ -75,7 +75,9 @@ def test_one_upload_at_a_time_and_of_several_changes_the_last(hub, args, tmp_pat
     assert repository.commits[2:] == ["Upload model"]
     assert repository.files["model.safetensors"] == b"weights after step 3"
     assert repository.files.keys() == {".gitattributes", "config.json", "model.safetensors"}
-    assert not remains(args()) and caplog.messages == [f"Uploaded to {hub.endpoint}/ada/mine, private."]
+    assert not remains(args())
+    said = [f"Uploaded to {hub.endpoint}/ada/mine, private.", f"Uploading {args().output_dir} to ada/mine."]
+    assert caplog.messages == said
 
 
 def test_uploads_are_some_time_apart_but_the_last_one(hub, args, monkeypatch):

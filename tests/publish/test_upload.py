@@ -100,6 +100,16 @@ def test_each_failure_is_a_sentence_that_says_what_to_do(hub, folder, where, sta
     assert hub.repositories["ada/mine"].commits == ["Upload"]
 
 
+@pytest.mark.parametrize(
+    ("status", "wanted"), [(401, "does not know who you are (401)"), (403, "let you write there (403)")]
+)
+def test_the_store_of_large_files_is_understood_too(hub, folder, monkeypatch, status, wanted):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.fail("xet-write-token", status)
+    assert wanted in refused(folder)
+    assert hub.repositories["ada/mine"].commits == [] and any("xet-write-token" in request for request in hub.requests)
+
+
 def test_who_may_not_write_is_told_so(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     assert "does not let you write there (403)" in refused(folder)
