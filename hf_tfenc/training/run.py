@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_d
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
+from ..pretrained import read_config
 from ..publish.card import write_card
 from ..publish.hub import push_folder
 from ..publish.plots import plot_loss
@@ -112,12 +113,14 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals) -> dict[str, A
     say(device_text(accelerator, set_threads(args, accelerator)))
 
     kind = TASKS[args.task]
+    saved = folder if start.finished else start.checkpoint
+    if args.model_name_or_path and saved is None:
+        read_config(args.model_name_or_path)  # before any long work
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
         if args.streaming:
             text_stream, splits = load_stream(source_of(args), kind.columns(args))
         else:
             splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
-    saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
