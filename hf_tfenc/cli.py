@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Train transformer encoders, and evaluate them.",
+    help="Train transformer encoders; evaluate, convert and export them.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -67,6 +67,7 @@ def convert(
 
     def work() -> None:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what matters of what transformers tells is said below
         for sentence in convert(source, out, to, tokenizer_name, parsed_overrides(config_overrides)):
             typer.echo(sentence)
 
@@ -90,6 +91,7 @@ def export(
 
     def work() -> None:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what matters of what transformers tells is said below
         for sentence in export(model, out, kind):
             typer.echo(sentence)
 
