@@ -72,7 +72,7 @@ def general_bert(source: Path, minutes: float, folder: Path) -> dict[str, Any]:
         warmup_steps=100,
         report_to=[],
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         seed=1,
     )
@@ -163,11 +163,12 @@ def main() -> None:
             )
             print(lines[-1], flush=True)
 
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} thread(s)"
     facts = (
         f"BERT: {SIZE['num_hidden_layers']} layers of width {SIZE['hidden_size']}, {VOCABULARY} tokens, "
         f"{general['steps']} steps on {general['tokens']:,} tokens in {options.minutes:g} minutes. Domain: "
         f"{sizes['train']:,} texts, {sizes['few']:,} of them labelled ({options.shots} a class), {sizes['test']:,} test "
-        f"rows. {threads} thread(s) of a {platform.machine()} CPU, Python {platform.python_version()}, torch "
+        f"rows. {device}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}; one seed."
     )
     print(facts)

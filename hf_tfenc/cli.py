@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Train transformer encoders, evaluate them, and look at them.",
+    help="Train transformer encoders; evaluate, convert, serve and publish them; look at them.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -70,6 +70,7 @@ def convert(
 
     def work() -> None:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what matters of what transformers tells is said below
         for sentence in convert(source, out, to, tokenizer_name, parsed_overrides(config_overrides)):
             typer.echo(sentence)
 
@@ -93,6 +94,7 @@ def export(
 
     def work() -> None:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what matters of what transformers tells is said below
         for sentence in export(model, out, kind):
             typer.echo(sentence)
 

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from .configuration_tfenc import LAYER_TYPES, TfEncConfig
 from .publish.convert import from_bert, from_bert_config, from_modernbert, from_modernbert_config
+from .tokenization import HUB_ID
 
 StateDict = dict[str, Tensor]
 
@@ -60,7 +61,18 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
         ValueError: it is of another family.
         OSError: there is none.
     """
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir() and not HUB_ID.fullmatch(name_or_path):
+        raise OSError(f"There is no folder {name_or_path} to load a model from: check the path.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise OSError(f"The folder {name_or_path} holds no model (no config.json): check the path.")
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".: ")
+        if folder.is_dir():
+            raise OSError(f"config.json in {name_or_path} cannot be read ({reason}): mend it there.") from error
+        raise OSError(f"No folder is called {name_or_path}, and the Hub gives no such model ({reason}).") from error
     if config.model_type not in (TfEncConfig.model_type, *FAMILIES):
         raise ValueError(
             f"{name_or_path} is a {config.model_type} model; only {TfEncConfig.model_type} models, and "
@@ -106,6 +118,8 @@ def read_weights(name_or_path: str) -> StateDict:
 
 def read_file(path: Path) -> StateDict:
     """The tensors in a file: safetensors, or a pickle of nothing but tensors. Raises OSError where it is neither."""
+    if not path.is_file():
+        raise OSError(f"There is no file {path}: check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from .. import modeling_tfenc
 from ..configuration_tfenc import TfEncConfig
@@ -85,7 +88,7 @@ def to_onnx(model: PreTrainedModel, batch: dict[str, Tensor], out: Path) -> Run:
     import onnxruntime
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of each of its steps
+    with _silence():
         exported: Any = OnnxExporter().export(model, batch, config=OnnxConfig(dynamic_shapes=open_shapes(batch)))
     graph = exported.program if hasattr(exported, "program") else exported.model  # older versions of transformers
     onnx_ir.save(graph, out / "model.onnx", external_data="model.onnx.data")
@@ -99,6 +102,19 @@ def to_onnx(model: PreTrainedModel, batch: dict[str, Tensor], out: Path) -> Run:
         return dict(zip(names, map(torch.from_numpy, map(np.asarray, arrays)), strict=True))
 
     return run
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter tells of each step, of what is odd in torch itself, and that it may be wrong: that is found out here."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def to_torch_export(model: PreTrainedModel, batch: dict[str, Tensor], out: Path) -> Run:

@@ -88,7 +88,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
                 parameter.copy_(weights[_outer_name(name)])
     saved = read_weights(str(folder))
     for name, tensor in merged_state_dict(model).items():
-        if not torch.allclose(tensor.float(), saved[name].float(), atol=ROUNDING, rtol=ROUNDING):
+        same = name in saved and saved[name].shape == tensor.shape
+        if not same or not torch.allclose(tensor.float(), saved[name].float(), atol=ROUNDING, rtol=ROUNDING):
             raise OptionError(
                 f"{name} is not what it was when {folder} was saved: the model that --model_name_or_path names, or "
                 "--lora_alpha, is another; go back to what it was, or train anew in another --output_dir."

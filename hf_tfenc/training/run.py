@@ -27,6 +27,7 @@ from .. import __version__
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
+from ..pretrained import read_config
 from ..publish.card import data_card, renew_card, write_card
 from ..publish.hub import Uploads
 from ..publish.plots import plot_loss
@@ -115,12 +116,14 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     say(hardware)
 
     kind = TASKS[args.task]
+    saved = folder if start.finished else start.checkpoint
+    if args.model_name_or_path and saved is None:
+        read_config(args.model_name_or_path)  # before any long work
     with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
         if args.streaming:
             text_stream, splits = load_stream(source_of(args), kind.columns(args))
         else:
             splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
-    saved = folder if start.finished else start.checkpoint
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():

@@ -117,6 +117,7 @@ def test_what_trains_cannot_change_on_the_way(start, tmp_path):
         ({"lora_target_modules": ["qkv_proj"]}, "holds other adapters than the options ask for"),
         ({"lora_r": None, "lora_dropout": 0.0}, "leave --lora_r as it was"),
         ({"lora_alpha": 1.0}, "or --lora_alpha, is another"),
+        ({"config_overrides": "{attention_bias: true}"}, r"qkv_proj\.bias is not what it was"),
     ]:
         with pytest.raises(OptionError, match=said):
             run(Arguments(**changed | options))
