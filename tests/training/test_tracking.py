@@ -62,7 +62,6 @@ def recorder(monkeypatch):
     def recorder(broken=None):
         made = Recorder(broken)
         monkeypatch.setitem(tracking.TRACKERS, "trackio", lambda folder, step: made)
-        monkeypatch.setattr(tracking, "check_tracker", lambda args: None)
         monkeypatch.setattr("hf_tfenc.training.run.check_tracker", lambda args: None)
         return made
 
