@@ -133,7 +133,7 @@ def test_a_missing_package_is_a_sentence(options, monkeypatch, tmp_path):
 
 
 def test_an_unknown_tracker_is_a_sentence(options):
-    with pytest.raises(OptionError, match="--report_to is 'mlflow'; it is one of none, tensorboard, trackio, wandb."):
+    with pytest.raises(OptionError, match=r"is 'mlflow'; it is one of none, tensorboard, trackio, wandb\."):
         options("mlflow")
 
 
