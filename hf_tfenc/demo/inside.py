@@ -16,7 +16,7 @@ SHOWN_TOKENS, SHOWN_POSITIONS, SHOWN_FEATURES = 128, 64, 256
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 # Byte-level tokenizers write these bytes, which are no letters, as the characters from 256 on; the others as themselves.
 MOVED_BYTES = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174)]
-TABLES = {
+SAID = {  # of each position_embedding_type
     "sinusoidal": "A fixed table of sines and cosines is added to the token embeddings, a row for each position. "
     "Wavelengths grow from left to right.",
     "learned": "A learned table is added to the token embeddings, a row for each position.",
@@ -103,7 +103,7 @@ def positions(encoder: TfEncModel, layer: int) -> tuple[str, Tensor | None]:
     """How the encoder knows positions, in words, and as a table (positions, features) where there is one."""
     config = encoder.config
     kind, shown = config.position_embedding_type, min(SHOWN_POSITIONS, config.max_position_embeddings)
-    text, table = TABLES[kind], None
+    text, table = SAID[kind], None
     added: Any = encoder.embeddings.positions
     if kind == "sinusoidal":
         table = added.table[:shown]

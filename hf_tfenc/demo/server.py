@@ -21,7 +21,7 @@ from ..tokenization import load_tokenizer
 from ..training.arguments import OptionError
 from ..training.model import check_kind
 from ..training.run import ending_well
-from .heads import HEADS, Head
+from .heads import HEADS, FillMask, Head
 from .inside import SHOWN_TOKENS, Masks, attention, positions, rounded, token_texts
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Demo:
             "hidden_size": config.hidden_size,
             "position_embedding_type": config.position_embedding_type,
             "look_ahead": config.is_causal,
-            "mask": self.tokenizer.mask_token if type(self.model).__name__ == "TfEncForMaskedLM" else None,
+            "mask": self.tokenizer.mask_token if isinstance(head, FillMask) else None,
             "longest": head.longest,
         }
 

@@ -247,7 +247,9 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
             ("report_to", REPORTS),
         ):
             if getattr(self, name) not in allowed:
-                raise OptionError(f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed[-3:])}.")
+                raise OptionError(
+                    f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(filter(None, allowed))}."
+                )
         for name, tasks in TASK_OPTIONS.items():
             if getattr(self, name) not in (None, False, "token", "padded") and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")

@@ -1,9 +1,11 @@
 """A model that has learned something, its page by the program itself, and a browser that looks at it."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,8 +29,10 @@ def folder(texts, tmp_path_factory):
         "learning_rate": 0.02,
         "cpu_threads": 1,
     }
-    command = [sys.executable, "train.py", *(f"--{name}={value}" for name, value in options.items())]
-    subprocess.run(command, check=True, capture_output=True)
+    program = Path(__file__).parents[2] / "train.py"
+    command = [sys.executable, str(program), *(f"--{name}={value}" for name, value in options.items())]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(work / "datasets")}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
     return work / "mlm"
 
 

@@ -60,6 +60,7 @@ def test_words_are_tagged_by_their_first_token(head):
     (part,) = made.answer("My neighbour, the fox.", "", 0.0)
     assert [span["word"] for span in part["spans"]] == ["My", "neighbour", ",", "the", "fox", "."]
     ids, places = made.places(["My", "neighbour"])
+    assert ids == made.tokenizer("My neighbour")["input_ids"]  # a space before each word but the first
     chances = made.model(torch.tensor([ids])).logits[0].softmax(-1)
     spans = made.answer("My neighbour", "", 0.0)[0]["spans"]
     assert [LABELS["label2id"][span["tag"]] for span in spans] == chances[places].argmax(-1).tolist()
