@@ -127,16 +127,36 @@ def test_what_cannot_be_asked_is_a_sentence(page, text, sentence):
     assert page.inner_text("#problem") == "" and len(labels(page)) == 8
 
 
-def test_markup_is_text(page):
-    hostile = "<img src=x onerror=alert(1)> <b>[MASK]</b> <script>alert(2)</script>"
-    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
-    elements = page.evaluate("document.querySelectorAll('img, b, script').length")
-    ask(page, hostile)
-    assert len(labels(page)) == 8 and "".join(page.locator("#tokens li").all_inner_texts()).startswith(
-        "[CLS]<img·src=x"
-    )
-    page.hover("#map", position={"x": 200, "y": 200})
-    assert page.evaluate("document.querySelectorAll('img, script').length") <= elements
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script><i>"
+
+
+def test_markup_in_a_question_is_text(page):
+    ask(page, f"{HOSTILE} [MASK]")
+    assert len(labels(page)) == 8
+    assert "".join(page.locator("#tokens li").all_inner_texts()).startswith("[CLS]<img·src=x")
+    assert page.locator("img, i").count() == 0
+
+
+def test_markup_in_an_answer_is_text(page):
+    """In whatever part of one: labels are words of somebody's file, too."""
+    parts = [
+        {"kind": "bars", "title": HOSTILE, "bars": [{"label": HOSTILE, "value": 0.5}]},
+        {"kind": "text", "given": HOSTILE, "text": HOSTILE},
+        {"kind": "spans", "spans": [{"word": HOSTILE, "tag": HOSTILE, "chance": 0.5}]},
+    ]
+    seen = {"ids": [1], "tokens": [HOSTILE], "special": [False], "weights": [[1.0]], "seen": [[1]]}
+    page.route("**/answer", lambda route: route.fulfill(json={"parts": parts}))
+    page.route("**/look", lambda route: route.fulfill(json=seen))
+    page.route("**/positions", lambda route: route.fulfill(json={"text": HOSTILE, "table": None}))
+    ask(page, "the [MASK]")
+    select(page, "layer", 1)
+    assert HOSTILE in cell(page, 0, 0).replace("·", " ")
+    assert page.inner_text("#answer").count(HOSTILE) == 6 and page.inner_text("#positions-text") == HOSTILE
+    page.unroute("**/answer")
+    page.route("**/answer", lambda route: route.fulfill(status=422, json={"error": HOSTILE}))
+    ask(page, "the [MASK]")
+    assert page.inner_text("#problem") == HOSTILE
+    assert page.locator("img, i, main script").count() == 0
 
 
 @pytest.mark.parametrize(
