@@ -15,12 +15,14 @@ from transformers import AutoConfig
 from ..training.arguments import CONFIG_FILE
 from ..training.monitor import LOG_FILE
 from ..training.resume import METRICS_FILE
+from ..training.tracking import RUN_ID_FILE
 from .card import CARD_FILE, NEW_CARD_FILE, RESULTS_FOLDER, card_text, is_ours, public_name, saved_arguments
 
-# Training state, pickles, and what was said of other data. Hidden files are locks and what is half written.
+# Training state, pickles, what was said of other data, and what trackers keep, which names this machine. Hidden files
+# are locks and what is half written.
 AT_HOME = (
     ".*", "*.lock", "__pycache__", "eval-*", "predictions.jsonl", NEW_CARD_FILE, "*.bin", "*.ckpt", "*.pickle", "*.pkl",
-    "*.pt", "*.pth",
+    "*.pt", "*.pth", "tensorboard", RUN_ID_FILE,
 )  # fmt: skip
 STATE = ("checkpoint-*", "manifest.json", "optimizer", "optimizer.safetensors", "rng_rank*", "trainer_state.json")
 HUB_OPTIONS = ("dataset_name", "model_name_or_path", "tokenizer_name")  # a Hub id, or a path

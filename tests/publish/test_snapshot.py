@@ -22,7 +22,7 @@ AT_HOME = {
     ".lock", ".saving-abc/model.safetensors", ".metrics.json.saving", ".checkpoint-000200.saving/config.json",
     "checkpoint-000100.set-aside/model.safetensors", "eval-held_out/predictions.jsonl", "predictions.jsonl",
     "README.new.md", "pytorch_model.bin", "weights.pt", "state.pkl", "__pycache__/modeling_tfenc.cpython-311.pyc",
-    ".git/config", ".eval_results/.hidden",
+    "tensorboard/events.out.tfevents.1.host", "run_id.txt", ".git/config", ".eval_results/.hidden",
 }  # fmt: skip
 
 
