@@ -75,7 +75,8 @@ class ModelArguments:
         None, 'changes to the configuration, as JSON or YAML: {"hidden_size": 192, "num_attention_heads": 3}'
     )
     attn_implementation: str | None = option(
-        None, "sdpa (if not given), varlen, eager, flex_attention or flash_attention_2"
+        None,
+        "sdpa, varlen, eager, flex_attention or flash_attention_2; varlen if not given for packed rows, else sdpa",
     )
     tokenizer_name: str | None = option(
         None, "use this tokenizer (folder or Hub id) and do not train one; a model that has another is fitted to it"
