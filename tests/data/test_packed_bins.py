@@ -1,5 +1,7 @@
 """Rows packed into batches of one shape."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_processes_share_an_epoch_whose_bins_differ_from_the_next_ones(processes
 def packed_task(request, tokenizer, texts):
     """The task, its rows, and how they are packed and collated."""
     options = {"task": request.param, "max_seq_length": 32, "packing": "packed", "tokens_per_batch": 100}
-    task = TASKS[request.param](Arguments(**options), tokenizer)
+    task = TASKS[request.param](Arguments(**options), copy.deepcopy(tokenizer))  # the task may change it
     encoded = task.encode(DatasetDict(train=Dataset.from_dict({"text": texts[:60]})))["train"]
     return task, encoded, *task.training_batches(encoded.with_format("numpy")["length"][:])
 
