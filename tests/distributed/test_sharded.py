@@ -110,7 +110,7 @@ def load(folder, optim, sharded):
     assert losses == pytest.approx(json.loads((Path(folder) / "losses.json").read_text()), rel=1e-5)
 
 
-@pytest.mark.parametrize("optim", ["adamw", "muon"])
+@pytest.mark.parametrize("optim", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_a_sharded_checkpoint_comes_back_in_any_number_of_pieces(tmp_path, optim):
     folder = str(tmp_path / "out")
     Processes(save, (folder, optim, True), tmp_path / "save.log", 2).finish()

@@ -200,7 +200,12 @@ PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("case", PIPELINES)
+QUICK = ("causal-lm", "single", "bio", "pairs")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in PIPELINES]
+)
 def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, capsys, accelerator):
     files = {}
     rows_of_splits = splits(case) | {"test": splits(case)["validation"].select(range(7, 30))}

@@ -31,7 +31,14 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("length", [{"max_steps": 7}, {"max_steps": 9, "eval_steps": 4}, {"num_train_epochs": 2}])
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param({"max_steps": 7}, marks=pytest.mark.slow),
+        pytest.param({"max_steps": 9, "eval_steps": 4}, marks=pytest.mark.slow),
+        {"num_train_epochs": 2},
+    ],
+)
 def test_it_says_what_the_run_then_is(tiny, train_file, tmp_path, capsys, length):
     options = {"train_file": [train_file], "sample_by": "line", "test_file": [train_file], **length}
     assert run(tiny(dry_run=True, **options)) == {} and not (tmp_path / "out").exists()

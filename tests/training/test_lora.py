@@ -91,7 +91,7 @@ def test_the_adapter_alone_is_the_merged_model(start, tmp_path, tokenizer):
     assert sum(tensor.numel() for tensor in load_file(adapter / "adapter_model.safetensors").values()) < 10_000
 
 
-@pytest.mark.parametrize("task", ["mlm", "sequence-classification"])
+@pytest.mark.parametrize("task", [pytest.param("mlm", marks=pytest.mark.slow), "sequence-classification"])
 def test_a_resumed_run_is_the_same_run(start, task):
     args, metrics = start(task=task, save_steps=2, save_total_limit=9)
     folder = Path(args.output_dir)

@@ -96,7 +96,7 @@ def test_a_pretrained_encoder_is_fine_tuned(pretrained, start, caplog):
     assert "Not in" in caplog.text and "classifier.weight" in caplog.text
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("trained", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_new_tokenizer_takes_over_the_vectors(pretrained, start, texts, tmp_path, trained, tokenizer):
     theirs, _ = pretrained
     if trained:
@@ -143,7 +143,7 @@ def test_rows_up_to_an_odd_limit_of_positions_train(tiny, tmp_path, texts):
     assert run(tiny(**files, max_steps=2, max_seq_length=20, config_overrides=sizes))["eval_loss"] > 0
 
 
-@pytest.mark.parametrize("names", [["cat", "dog", "fox"], ["a", "b"]])
+@pytest.mark.parametrize("names", [["cat", "dog", "fox"], pytest.param(["a", "b"], marks=pytest.mark.slow)])
 def test_a_run_for_other_labels_begins_its_output_layer_anew(tiny, tmp_path, texts, capsys, names):
     def start(labels, **options):
         rows = {"text": texts, "label": [labels[number % len(labels)] for number in range(len(texts))]}

@@ -140,7 +140,7 @@ def test_the_test_split_is_measured_like_the_validation_split_and_once(tiny, tmp
     assert {name: again[name] for name in measured} == measured
 
 
-@pytest.mark.parametrize("learning_rate", [0.01, None])
+@pytest.mark.parametrize("learning_rate", [pytest.param(0.01, marks=pytest.mark.slow), None])
 def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_rate):
     args = tiny(train_file=[train_file], max_steps=2, learning_rate=learning_rate)
     metrics, folder = run(args), Path(args.output_dir)
@@ -203,7 +203,10 @@ def test_a_folder_of_something_else_is_refused(tiny_argv, train_file, tmp_path, 
 # --- What comes in ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["txt", "json", "jsonl", "csv", "parquet", "folder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["json", "folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("txt", "jsonl", "csv", "parquet"))],
+)
 def test_files_of_every_kind_train(tiny_argv, texts, tmp_path, kind):
     source, rows = tmp_path / f"source.{kind}", Dataset.from_dict({"number": list(range(len(texts))), "body": texts})
     if kind == "txt":
