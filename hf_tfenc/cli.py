@@ -12,7 +12,7 @@ Options are read by the commands themselves, so that they are the same, with the
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -133,7 +133,8 @@ def embed(
     model_name_or_path: Annotated[str, typer.Option("--model_name_or_path", help="folder or Hub id of the model")],
     text_column: Annotated[str | None, typer.Option("--text_column", help="where its name does not say so")] = None,
     sample_by: Annotated[
-        str, typer.Option("--sample_by", help="of a text file a row is a line, a paragraph, or the document")
+        Literal["document", "paragraph", "line"],
+        typer.Option("--sample_by", help="of a text file a row is a line, a paragraph, or the document"),
     ] = "line",
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="texts at once")] = 32,
     max_seq_length: Annotated[
@@ -156,7 +157,7 @@ def embed(
     def work() -> None:
         logging.disable_progress_bar()
         encoding = Encoding(batch_size, max_seq_length, normalize, bf16)
-        typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))  # type: ignore[arg-type]
+        typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))
 
     ending_well(work)
 

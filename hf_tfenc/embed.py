@@ -7,8 +7,6 @@ finds: each of them says which texts, model and options it is of.
 import contextlib
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import AutoConfig
+from transformers import PreTrainedModel
 
 from .configuration_tfenc import TfEncConfig
 from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
@@ -26,6 +24,7 @@ from .data.files import Files, SampleBy, find_files
 from .data.values import shown
 from .extras import require
 from .tokenization import HUB_ID
+from .training.lock import FolderLock
 
 ROWS_PER_PART = 10_000  # sorted by length, and saved, together
 KEY = b"hf_tfenc"  # under which a part says what it is of
@@ -68,30 +67,35 @@ def embed(
         ValueError, OSError: one sentence; what was computed so far stays.
     """
     require("sentence_transformers", "sentence-transformers")
-    if out.suffix != ".parquet":
-        raise ValueError(f"{out} does not end in .parquet, which is what is written: name it so.")
+    if out.suffix != ".parquet" or out.is_dir():
+        raise ValueError(f"{out} is no file that ends in .parquet, which is what is written: name it so.")
     if out.exists() and not overwrite:
         raise OSError(f"{out} is there already: choose another name, or replace it with --overwrite.")
-    rows, column = read_rows(file, text_column, sample_by)
+    rows, column = read_rows(file, out, text_column, sample_by)
+    check_texts(rows, column)
     model = load_model(model_name_or_path, encoding)
     digest = digest_of(model, encoding)
-    parts = out.with_name(out.name + ".parts")
+    parts = out.with_name(f".{out.name}.parts")  # hidden, so that no folder of texts has them for its own
     parts.mkdir(parents=True, exist_ok=True)
     taken, files = 0, []
-    with tqdm(total=len(rows), unit=" rows", desc="Embedding", smoothing=0) as bar:
-        for first in range(0, len(rows), ROWS_PER_PART):
-            texts = rows[first : first + ROWS_PER_PART][column]
-            check_texts(texts, first, column)
-            files.append(parts / f"{first:012}.parquet")
-            key = hashlib.blake2b(digest + "\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest().encode()
-            if is_part(files[-1], key):
-                taken += len(texts)
-                bar.initial += len(texts)
-            else:
-                write_part(files[-1], key, first, vectors(model, texts, encoding))
-            bar.update(len(texts))
-    join(files, out)
-    shutil.rmtree(parts)
+    with FolderLock(parts, "OUT") as lock:
+        lock.take()
+        with tqdm(total=len(rows), unit=" rows", desc="Embedding", smoothing=0) as bar:
+            for first in range(0, len(rows), ROWS_PER_PART):
+                texts = rows[first : first + ROWS_PER_PART][column]
+                files.append(parts / f"{first:012}.parquet")
+                key = key_of(digest, texts)
+                if is_part(files[-1], key):
+                    taken += len(texts)
+                    bar.initial += len(texts)
+                else:
+                    write_part(files[-1], key, first, vectors(model, texts, encoding))
+                bar.update(len(texts))
+        join(files, out)
+        for part in files:
+            part.unlink()
+    with contextlib.suppress(OSError):  # something else lies in it
+        parts.rmdir()
     again = f", {taken:,} of them from an earlier call" if taken else ""
     return f"{out} holds {len(rows):,} vectors of {model.get_embedding_dimension()} numbers{again}."
 
@@ -99,10 +103,11 @@ def embed(
 # --- Texts -----------------------------------------------------------------------------------------------------------
 
 
-def read_rows(file: str, text_column: str | None, sample_by: SampleBy) -> tuple[Dataset, str]:
+def read_rows(file: str, out: Path, text_column: str | None, sample_by: SampleBy) -> tuple[Dataset, str]:
     """All rows of a file, and which column holds the text."""
-    found = find_files("FILE", file)
-    paths = [path for group in found.values() for path in group]
+    paths = [path for group in find_files("FILE", file).values() for path in group]
+    if out.resolve() in (path.resolve() for path in paths):
+        raise ValueError(f"{out} is among the files to be read, and would be replaced: choose another name for OUT.")
     origin = Files.of("FILE", paths, sample_by).filled()
     wanted = [Column("text", "text", TEXT_COLUMNS, text_column, "--text_column")]
     chosen = choose(origin.where, origin.types(), wanted)
@@ -113,14 +118,14 @@ def read_rows(file: str, text_column: str | None, sample_by: SampleBy) -> tuple[
     return rows, chosen["text"]
 
 
-def check_texts(texts: list[Any], first: int, column: str) -> None:
+def check_texts(rows: Dataset, column: str) -> None:
     """Raises ValueError where a row has no text, by its number; an empty text is one."""
-    for number, text in enumerate(texts, first + 1):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"Row {number}: {column} is {shown(text)}, not a string: mend the row, or leave it out of the file. "
-                "The rows before it are kept for the next call."
-            )
+    for first in range(0, len(rows), ROWS_PER_PART):
+        for number, text in enumerate(rows[first : first + ROWS_PER_PART][column], first + 1):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"Row {number}: {column} is {shown(text)}, not a string: mend the row, or leave it out of the file."
+                )
 
 
 # --- Vectors ---------------------------------------------------------------------------------------------------------
@@ -132,34 +137,50 @@ def load_model(name_or_path: str, encoding: Encoding) -> Any:
 
     if not Path(name_or_path).is_dir() and not HUB_ID.fullmatch(name_or_path):
         raise OSError(f"--model_name_or_path {name_or_path}: there is no such folder, check the path.")
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if encoding.bf16 else torch.float32}
-    if AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type == TfEncConfig.model_type:
-        options["attn_implementation"] = "varlen"
-    model = SentenceTransformer(name_or_path, model_kwargs=options)
+    dtype = torch.bfloat16 if encoding.bf16 else torch.float32
+    model = SentenceTransformer(name_or_path, model_kwargs={"dtype": dtype})
+    for module in transformers_in(model):
+        if module.config.model_type == TfEncConfig.model_type:
+            module.set_attn_implementation("varlen")
     if encoding.max_seq_length is not None:
         model.max_seq_length = encoding.max_seq_length
     return model
 
 
-def digest_of(model: torch.nn.Module, encoding: Encoding) -> bytes:
+def transformers_in(model: torch.nn.Module) -> list[PreTrainedModel]:
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+
+
+def digest_of(model: Any, encoding: Encoding) -> bytes:
     """A hash of all that vectors depend on but the texts; how many are computed at once changes their last bits alone."""
-    settled = encoding._replace(batch_size=0, max_seq_length=model.max_seq_length)  # type: ignore[arg-type]
-    digest = hashlib.blake2b(repr((settled, str(model))).encode())
+    settled = encoding._replace(batch_size=0, max_seq_length=model.max_seq_length)
+    digest = hashlib.blake2b(repr((settled, str(model), model.prompts, model.default_prompt_name)).encode())
+    for module in transformers_in(model):
+        digest.update(module.config.to_json_string(use_diff=False).encode())
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # some models have a bare one
+    digest.update(backend.to_str().encode() if hasattr(backend, "to_str") else repr(tokenizer).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 
+def key_of(digest: bytes, texts: list[str]) -> bytes:
+    """What a part is of: a model and options, by their hash, and texts."""
+    key = hashlib.blake2b(digest)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        key.update(len(data).to_bytes(8, "little") + data)
+    return key.hexdigest().encode()
+
+
 def vectors(model: Any, texts: list[str], encoding: Encoding) -> np.ndarray:
     """(texts, features) float32, in the order of the texts; they are computed from the longest to the shortest."""
-    result = model.encode(
-        texts,
-        batch_size=encoding.batch_size,
-        normalize_embeddings=encoding.normalize,
-        show_progress_bar=False,
-    )
-    return np.asarray(result, dtype=np.float32)
+    result = np.asarray(model.encode(texts, batch_size=encoding.batch_size, show_progress_bar=False), dtype=np.float32)
+    if encoding.normalize:  # here, for in bfloat16 the length would be 1 to three digits
+        result = result / np.linalg.norm(result, axis=1, keepdims=True).clip(min=1e-12)
+    return result
 
 
 # --- Parts -----------------------------------------------------------------------------------------------------------
@@ -190,12 +211,10 @@ def write_part(path: Path, key: bytes, first: int, embeddings: np.ndarray) -> No
 def join(files: list[Path], out: Path) -> None:
     """All parts as one file, a row group each."""
     beside = out.with_name(f".{out.name}.tmp")
-    with pq.ParquetWriter(beside, pq.read_schema(files[0]).remove_metadata()) as writer:
-        for table in tables(files):
-            writer.write_table(table.replace_schema_metadata())
-    os.replace(beside, out)
-
-
-def tables(files: list[Path]) -> Iterator[pa.Table]:
-    for file in files:
-        yield pq.read_table(file)
+    try:
+        with pq.ParquetWriter(beside, pq.read_schema(files[0]).remove_metadata()) as writer:
+            for file in files:
+                writer.write_table(pq.read_table(file).replace_schema_metadata())
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)

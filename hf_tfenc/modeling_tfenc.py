@@ -214,6 +214,8 @@ def find_packing(
             raise ValueError(
                 f"cu_seq_lens_q runs from {starts[0].item()} to {ends[-1].item()}; the packed row has {length} tokens."
             )
+        if not tracing and ends.device.type == "cpu" and (starts > ends).any():
+            raise ValueError("cu_seq_lens_q falls somewhere; it says where each sequence begins, in their order.")
         ids = torch.searchsorted(ends, torch.arange(length, device=ends.device, dtype=ends.dtype), right=True)
         return Packing(ids[None], starts)
     if attention_mask is not None or position_ids is None or (tracing and batch != 1):
@@ -254,7 +256,7 @@ def find_padding(attention_mask: Tensor | None) -> Unpadding | None:
 
     An accelerator is waited for here, once for a batch.
     """
-    if attention_mask is None or attention_mask.device.type == "meta":
+    if attention_mask is None:
         return None
     kept = attention_mask != 0
     lengths = kept.sum(dim=1, dtype=torch.int32)
@@ -735,7 +737,7 @@ class TfEncModel(TfEncPreTrainedModel):
         if varlen and packing is not None:
             cu_seq_lens_q = sequence_bounds(packing, shape[1]) if self.runs_varlen(inputs.device) else None
         elif varlen and not is_tracing() and not kwargs.get("output_hidden_states", config.output_hidden_states):
-            unpadding = find_padding(attention_mask)
+            unpadding = find_padding(None if attention_mask is None else attention_mask.to(inputs.device))
         if unpadding is not None:
             position_ids = unpadding.take(position_ids.expand(shape))
             input_ids, inputs_embeds, token_type_ids = (

@@ -1,8 +1,10 @@
 """A vector for each row of a file, taken up where a call was stopped."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_a_part_of_other_texts_or_a_broken_one_is_made_anew(model, file, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         embed.embed(str(file), tmp_path / "out.parquet", model)
     noted.fails_at = None
-    damage(file, tmp_path / "out.parquet.parts")
+    damage(file, tmp_path / ".out.parquet.parts")
     assert "20 of them" in embed.embed(str(file), tmp_path / "out.parquet", model)
     assert seen == [20, 20, 20, 10]
 
@@ -141,7 +143,7 @@ def test_what_is_there_is_replaced_only_when_asked(model, file, tmp_path):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"out": "out.csv"}, r"out\.csv does not end in \.parquet, which is what is written: name it so\.$"),
+        ({"out": "out.csv"}, r"out\.csv is no file that ends in \.parquet, which is what is written: name it so\.$"),
         ({"file": "nothing.csv"}, r"FILE .*nothing\.csv: there is no such file or folder, check the path\.$"),
         ({"text_column": "body"}, r"has no column 'body': give --text_column one of id \(.*\), text \(.*\)\.$"),
         ({"model_name_or_path": "no/such/folder"}, r"no/such/folder: there is no such folder, check the path\.$"),
@@ -155,9 +157,50 @@ def test_mistakes(model, file, tmp_path, options, sentence):
     assert not call["out"].exists()
 
 
-def test_a_row_without_a_text_is_named(model, tmp_path, texts):
+def test_a_row_without_a_text_is_named(model, tmp_path, texts, encoded):
+    """Before any long work."""
     path = tmp_path / "texts.jsonl"
     rows = [*texts[:25], None, *texts[25:30]]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     with pytest.raises(ValueError, match=r"^Row 26: text is null, not a string: mend the row, or leave it out"):
         embed.embed(str(path), tmp_path / "out.parquet", model)
+    assert encoded[1] == []
+
+
+def test_texts_are_never_replaced_by_their_vectors(model, tmp_path, texts):
+    path = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": texts[:5]}), path)
+    with pytest.raises(ValueError, match=r"texts\.parquet is among the files to be read, and would be replaced"):
+        embed.embed(str(path), path, model, overwrite=True)
+    assert pq.read_table(path).column_names == ["text"]
+
+
+def test_what_else_lies_among_the_parts_stays(model, file, tmp_path):
+    (tmp_path / ".out.parquet.parts").mkdir()
+    (tmp_path / ".out.parquet.parts" / "mine.txt").write_text("mine")
+    embed.embed(str(file), tmp_path / "out.parquet", model)
+    assert [path.name for path in (tmp_path / ".out.parquet.parts").iterdir()] == ["mine.txt"]
+
+
+def change_the_tokenizer(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))
+
+
+def change_the_configuration(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": True}))
+
+
+@pytest.mark.parametrize("change", [change_the_tokenizer, change_the_configuration])
+def test_another_model_is_known_by_more_than_its_weights(model, tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    before = embed.digest_of(embed.load_model(str(folder), embed.Encoding()), embed.Encoding())
+    assert before == embed.digest_of(embed.load_model(str(folder), embed.Encoding()), embed.Encoding())
+    change(folder)
+    assert before != embed.digest_of(embed.load_model(str(folder), embed.Encoding()), embed.Encoding())
+
+
+def test_texts_are_told_apart():
+    assert embed.key_of(b"", ["a\0b", "c"]) != embed.key_of(b"", ["a", "b\0c"])

@@ -53,7 +53,7 @@ class PackedBins(Arrangement):
         total = sum(wanted[int(size)] * int(counts[size]) for size in sizes)
         # What is rounded in each row adds up like a random walk.
         predictions = max(math.ceil(total * share + 2 * math.sqrt(rows)), *wanted.values())
-        return cls(tokens, sequences, -(-predictions // 8) * 8, predicted)
+        return cls(tokens, sequences, min(-(-predictions // 8) * 8, tokens), predicted)
 
     def __call__(self, lengths: np.ndarray, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
         """Every row once. Bins are closed when they are full, or when too many others are open.

@@ -243,6 +243,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.max_seq_length < 8:
             raise OptionError(f"--max_seq_length is {self.max_seq_length}; rows need at least 8 tokens.")
         for name, allowed in (
+            ("task", tuple(TASKS)),
+            ("packing", ("padded", "packed")),
             ("problem_type", (None, *PROBLEM_TYPES)),
             ("mlm_masking", tuple(MASKINGS)),
             ("report_to", REPORTS),

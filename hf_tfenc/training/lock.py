@@ -20,8 +20,8 @@ class FolderLock:
     The locks are POSIX's, of the process alone: workers that outlive it by some seconds do not hold them.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / LOCK_FILE
+    def __init__(self, folder: Path, name: str = "--output_dir"):
+        self.path, self.name = folder / LOCK_FILE, name
         self.file: IO[bytes] | None = None
 
     def take(self) -> None:
@@ -36,7 +36,7 @@ class FolderLock:
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise OptionError(
-                    f"--output_dir {self.path.parent} is in use by another run, which may still be saving: "
+                    f"{self.name} {self.path.parent} is in use by another run, which may still be saving: "
                     "wait until it has ended, or choose another folder."
                 ) from error
             return  # a file system without locks

@@ -234,7 +234,9 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
     if bits:
         logger.warning("The last bits of results may differ from those of one uninterrupted run: %s.", "; ".join(bits))
 
-    same_order = options.keys().isdisjoint({"seed", "per_device_train_batch_size", "shuffle_buffer_size"})
+    ordered_by = {"seed", "per_device_train_batch_size", "shuffle_buffer_size", "packing", "tokens_per_batch"}
+    ordered_by |= {"mlm_probability"} if args.packing == "packed" else set()  # a bin has room for so many
+    same_order = options.keys().isdisjoint(ordered_by)
     return same_order and then["rows"]["train"] == now["rows"]["train"]
 
 

@@ -5,6 +5,7 @@ items divided by their number in the whole step, so the gradient does not depend
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -91,7 +92,9 @@ class Progress:
     consumed_bins: int = 0  # of this epoch
     bookmark: Sequence[int] | None = None  # of a stream: where to look for the next bin
     evaluation_due: bool = False  # after this step, and not yet made
-    best_metric: float | None = None
+    best_name: str = ""  # of the metric that says which model is the best
+    best_metric: float | None = None  # the higher, the better
+    best_loss: float = 0.0  # of that model
     best_step: int = 0
     skipped_in_a_row: int = 0
     tokens: int = 0
@@ -181,6 +184,10 @@ class Trainer:
         self.totals, self.started = Totals(), time.monotonic()
         self.learning_rate: float | Tensor = 0.0  # of the last step
         self.grad_norm = torch.zeros(())
+        if args.metric_for_best_model is not None:  # else it would be missed after the first epoch
+            one = eval_rows.select(range(1))
+            measured = Evaluation(task, one, 1, accelerator).measure(accelerator.unwrap_model(self.model))
+            self.metric_for_best(task.metrics(measured or {}))
 
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
@@ -418,17 +425,20 @@ class Trainer:
                 "--learning_rate, lengthen --warmup_steps, or clip with --max_grad_norm 1."
             )
         last = progress.global_step == self.total_steps
-        value = self.metric_for_best(metrics)
-        best = progress.best_metric is None or value > progress.best_metric
+        name, value = self.metric_for_best(metrics)
+        if progress.best_name != name:
+            progress.best_name, progress.best_metric = name, None
+        # Of models that a coarse metric cannot tell apart, the one with the lower loss.
+        best = progress.best_metric is None or (value, -loss) > (progress.best_metric, -progress.best_loss)
         wanted = best or (last and not self.args.load_best_model_at_end)
         kept = wanted and self.output.keep(self.model)
         if kept:
-            progress.best_metric, progress.best_step = value, progress.global_step
+            progress.best_metric, progress.best_loss, progress.best_step = value, loss, progress.global_step
         progress.evaluation_due = wanted and not kept  # a run that goes on will try again
         self.totals.started += time.monotonic() - paused  # evaluation is no part of the training speed
 
-    def metric_for_best(self, metrics: dict[str, float]) -> float:
-        """What models are compared by, the higher the better: a metric, or a loss with its sign turned.
+    def metric_for_best(self, metrics: dict[str, float]) -> tuple[str, float]:
+        """What models are compared by, and its value, the higher the better: that of a loss with its sign turned.
 
         Raises:
             RunError: there is no such metric.
@@ -440,7 +450,7 @@ class Trainer:
             known = ", ".join(name.removeprefix("eval_") for name in metrics)
             raise RunError(f"--metric_for_best_model {asked} is not measured here; {known} are.")
         value = -metrics[name] if name in LOSSES else metrics[name]
-        return value if math.isfinite(value) else -math.inf
+        return name, value if math.isfinite(value) else -sys.float_info.max  # which JSON can write
 
     def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
         """Metrics over all evaluation rows.

@@ -179,6 +179,7 @@ ABOVE_0 = [
         (STREAM | {"max_steps": None}, "--streaming needs --max_steps, for nobody knows how long the stream is."),
         (STREAM | {"train_file": None}, "--streaming has nothing to read: give --train_file or --dataset_name, or leave it out."),
         (STREAM | {"dry_run": True}, "--dry_run counts rows, and nobody knows how many a stream has: leave one of the two out."),
+        ({"packing": "both"}, "--packing is 'both'; it is one of padded, packed."),
         ({"metric_for_best_model": "f1"}, "--metric_for_best_model f1 is no metric of --task mlm; accuracy, loss, perplexity, loss_per_byte are."),
         ({"packing": "packed", "task": "embedding"}, "--packing is for --task causal-lm and mlm; the task is embedding."),
         ({"tokens_per_batch": 512}, "--tokens_per_batch is for --packing packed: without it, a batch has rows."),

@@ -329,14 +329,14 @@ def test_packed_training_compiles_once(make_trainer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "kept"), [(None, 2), ("loss", 2), ("eval_accuracy", 4), ("perplexity", 6), ("loss_per_byte", 8)]
+    ("asked", "kept"), [(None, 2), ("loss", 2), ("eval_accuracy", 8), ("perplexity", 6), ("loss_per_byte", 8)]
 )
 def test_what_says_which_model_is_the_best(make_trainer, tmp_path, monkeypatch, asked, kept):
-    """A higher accuracy is better, and a lower loss; what is not a number is never the best."""
+    """A higher accuracy is better, then a lower loss; what is not a number is never the best."""
     measured = {
-        "eval_loss": [1.0, 2.0, 3.0, 4.0],
+        "eval_loss": [1.0, 3.0, 2.5, 2.0],
         "eval_accuracy": [0.1, 0.3, 0.2, 0.3],
-        "eval_perplexity": [math.nan, 3.0, 2.0, 2.0],
+        "eval_perplexity": [math.nan, 3.0, 2.0, 2.1],
         "eval_loss_per_byte": [4.0, 3.0, 2.0, 1.0],
     }
     results = iter([dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)])
@@ -346,13 +346,21 @@ def test_what_says_which_model_is_the_best(make_trainer, tmp_path, monkeypatch, 
     assert trainer.progress.best_step == kept
 
 
-def test_a_metric_that_is_not_measured_is_named(make_trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: {"eval_loss": 1.0, "eval_perplexity": 2.0})
-    trainer = make_trainer(max_steps=2, metric_for_best_model="accuracy")
+def test_a_metric_that_is_not_measured_is_named_before_training(make_trainer, monkeypatch):
+    monkeypatch.setattr(MaskedLM, "metrics", lambda self, measured: {"eval_loss": 1.0, "eval_perplexity": 2.0})
     with pytest.raises(
         RunError, match=r"^--metric_for_best_model accuracy is not measured here; loss, perplexity are\.$"
     ):
-        trained(trainer, tmp_path, NoFolder())
+        make_trainer(max_steps=2, metric_for_best_model="accuracy")
+
+
+def test_another_metric_begins_anew(make_trainer, tmp_path, monkeypatch):
+    results = iter([{"eval_loss": loss, "eval_accuracy": 0.1} for loss in (3.0, 2.0)])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, signals: next(results))
+    trainer = make_trainer(max_steps=4, eval_steps=2)
+    trainer.progress.best_name, trainer.progress.best_metric = "eval_accuracy", 0.9
+    trained(trainer, tmp_path, NoFolder())
+    assert (trainer.progress.best_name, trainer.progress.best_metric) == ("eval_loss", -2.0)
 
 
 def test_a_model_that_could_not_be_kept_is_not_the_best_one(make_trainer, tmp_path, monkeypatch):
