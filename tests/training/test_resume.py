@@ -392,6 +392,15 @@ def test_changes_can_be_allowed(interrupted, tmp_path):
     assert max(record.get("learning_rate", 0) for record in log) > 0.1
 
 
+def test_rows_in_another_arrangement_begin_their_epoch_anew(interrupted, tmp_path):
+    """What was consumed were bins of the old one."""
+    codes, output = interrupted(packing="packed", resume_with_changes=True, logging_steps=1)
+    assert codes == [0] and "--packing padded then and packed now" in output, output
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    epochs = {record["step"]: record["epoch"] for record in log if "grad_norm" in record}
+    assert epochs[5] < max(epoch for step, epoch in epochs.items() if step < 5)
+
+
 def test_what_changes_bits_alone_is_a_warning(interrupted):
     codes, output = interrupted(cpu_threads=2, attn_implementation="eager", logging_steps=4)
     assert codes == [0], output
