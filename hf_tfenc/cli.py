@@ -168,7 +168,10 @@ def demo(
     port: Annotated[int, typer.Option(help="0 for any that is free")] = 7860,
     host: Annotated[str, typer.Option(help="0.0.0.0 to let other machines see the page")] = "127.0.0.1",
 ) -> None:
-    """Show a page that asks a trained model, and looks inside it."""
+    """Show a page that asks a trained model, and looks inside it.
+
+    For example: hf-tfenc demo outputs/mlm
+    """
     from .demo.server import main
 
     main(output_folder, host, port)

@@ -52,6 +52,11 @@ SHOWN = {
     "AutoModelForTokenClassification": "output.logits.argmax(-1), model.config.id2label",
 }
 SHOWN_LABELS = 12
+PICTURES = {
+    "loss.png": "Loss over steps",
+    "confusion.png": "Which class is taken for which",
+    "similarity.png": "How near held-out texts lie to each other, each beside its match",
+}
 PURPOSES = {
     "fill-mask": "It says what a hidden token is, and is a start for classifiers, taggers and embeddings.",
     "text-generation": "It goes on from a text, token by token.",
@@ -223,7 +228,7 @@ def card_text(
         auto_class=task.auto_class.__name__,
         shown=SHOWN.get(task.auto_class.__name__, "output.logits.shape"),
         vectors=(folder / "modules.json").exists(),
-        picture=(folder / "loss.png").exists(),
+        pictures={name: what for name, what in PICTURES.items() if (folder / name).exists()},
         purpose=PURPOSES[task.pipeline_tag],
         duration=duration(metrics["train_runtime"]),
         options=options_of(args),

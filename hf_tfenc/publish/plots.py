@@ -110,6 +110,10 @@ def plot_similarity(labels: Sequence[str], matrix: ArrayLike, picture: Path) -> 
     figure.savefig(picture, dpi=DPI)
 
 
+# What a task may have drawn of it, by the kind of its picture.
+PLOTS = {"confusion": plot_confusion, "similarity": plot_similarity}
+
+
 def plot_positions(table: ArrayLike, picture: Path) -> None:
     """Draw a positional encoding.
 

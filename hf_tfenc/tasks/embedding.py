@@ -21,13 +21,14 @@ from .cached_gradients import cached_backward
 from .count_models import TfIdf
 from .retrieval import Relevant, rank
 from .scores import number_scores
-from .task import Batch, Measurement, Task, digits, numpy_column, sum_backward
+from .task import Batch, Measurement, Picture, Task, digits, numpy_column, sum_backward
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
 ANCHORS = ("anchor", "query", "question", "sentence1", "text1", "premise", *TEXT_COLUMNS)
 POSITIVES = ("positive", "passage", "context", "answer", "sentence2", "text2", "hypothesis", "text_pair")
+DRAWN_ROWS = 6
 SCORES = ("score", "similarity_score", "similarity")
 PARTS = ("anchor", "positive", "negative")  # the texts of a row, in the order in which a batch has them
 BASELINE_QUERIES, BASELINE_ROWS = 2000, 100_000  # asked by the TF-IDF baseline at most, and counted for it
@@ -289,18 +290,29 @@ class Embedding(Task):
 
     def examples(self, model: nn.Module, evaluation: Dataset, count: int = 5) -> list[str]:
         """Held-out texts, and which of a hundred others is nearest to each."""
-        chosen = np.random.default_rng(0).permutation(len(evaluation))[:100].tolist()
-        rows = [evaluation.with_format("numpy")[row] | {"row": row, "epoch": 0} for row in chosen]
-        device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in self.collator(training=False)(rows).items()}
-        with torch.no_grad():
-            vectors = self.embed(model, batch)
+        rows, vectors = self._embedded(model, evaluation, 100)
         nearest = (vectors[:, 0] @ vectors[:, 1].T).argmax(dim=-1).tolist()
         return [
             f"{self._shown(rows[row]['anchor'])}\n    nearest: {self._shown(rows[nearest[row]]['positive'])}"
             + ("" if self.scored else "   (right)" if nearest[row] == row else "   (wrong)")
             for row in range(min(count, len(rows)))
         ]
+
+    def picture(self, model: nn.Module, evaluation: Dataset, measured: Measurement) -> Picture:
+        """How near some anchors and their positives lie to each other, an anchor beside its positive."""
+        rows, vectors = self._embedded(model, evaluation, DRAWN_ROWS)
+        names = [self._shown(row[part]) for row in rows for part in ("anchor", "positive")]
+        flat = vectors[:, :2].flatten(0, 1)
+        return Picture("similarity", names, (flat @ flat.T).cpu().numpy())
+
+    def _embedded(self, model: nn.Module, evaluation: Dataset, count: int) -> tuple[list[dict[str, Any]], Tensor]:
+        """Some rows, always the same, and the vectors of their texts: (rows, parts, hidden)."""
+        chosen = np.random.default_rng(0).permutation(len(evaluation))[:count].tolist()
+        rows = [evaluation.with_format("numpy")[row] | {"row": row, "epoch": 0} for row in chosen]
+        device = next(model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in self.collator(training=False)(rows).items()}
+        with torch.no_grad():
+            return rows, self.embed(model, batch)
 
     def _shown(self, ids: np.ndarray) -> str:
         text = " ".join(self.tokenizer.decode(ids, skip_special_tokens=True).split())

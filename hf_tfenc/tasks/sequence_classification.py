@@ -18,14 +18,15 @@ from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .labels import Labels
-from .scores import class_scores, multi_label_scores, number_scores
-from .task import Batch, Measurement, Task, digits, numpy_column
+from .scores import class_scores, confusion_matrix, multi_label_scores, number_scores
+from .task import Batch, Measurement, Picture, Task, digits, numpy_column
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
+DRAWN_CLASSES = 100
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 FIRST_TEXTS = (*TEXT_COLUMNS, "sentence1", "text1", "premise", "question", "question1")
 SECOND_TEXTS = ("text_pair", "sentence2", "text2", "hypothesis", "question2")
@@ -282,6 +283,13 @@ class SequenceClassification(Task):
     def _names(self, chosen: np.ndarray) -> list[str]:
         """The labels that are 1 in an array (labels,)."""
         return [self.labels.names[place] for place in np.flatnonzero(chosen)]
+
+    def picture(self, model: nn.Module, evaluation: Dataset, measured: Measurement) -> Picture | None:
+        """Which class is taken for which, where there are few enough to be seen."""
+        if self.problem != SINGLE or len(self.labels) > DRAWN_CLASSES:
+            return None
+        table = confusion_matrix(measured["label"], measured["prediction"], len(self.labels))
+        return Picture("confusion", [str(name) for name in self.config_options["id2label"].values()], table)
 
     def summary(self, metrics: dict[str, Any]) -> str:
         """The result in a few lines."""

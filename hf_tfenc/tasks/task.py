@@ -3,7 +3,7 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,14 @@ PREDICTED_DIGITS = 5
 WIDGET_TOKENS = 24
 
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
+
+
+class Picture(NamedTuple):
+    """A square of numbers, with a name for each row and column."""
+
+    kind: str  # "confusion" (rows of a true class, by the class predicted) or "similarity" (cosines of texts)
+    names: list[str]
+    numbers: np.ndarray
 
 
 class Task(ABC):
@@ -153,6 +161,10 @@ class Task(ABC):
     @abstractmethod
     def examples(self, model: nn.Module, evaluation: Dataset, count: int = 5) -> list[str]:
         """Held-out examples of what the model says."""
+
+    def picture(self, model: nn.Module, evaluation: Dataset, measured: Measurement) -> "Picture | None":
+        """What may be drawn of it, from what was measured of the evaluation rows; None where there is nothing."""
+        return None
 
     @abstractmethod
     def summary(self, metrics: dict[str, Any]) -> str:

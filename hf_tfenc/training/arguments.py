@@ -389,7 +389,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     config, rest = finder.parse_known_args(argv)
     _refuse_unknown(rest, known)
     usage = "train.py [--config FILE.yaml] [--option value ...]"
-    parser = _Parser(Arguments, prog="train.py", usage=usage, allow_abbrev=False)
+    example = "For example: accelerate launch train.py --train_file my_texts/ --output_dir outputs/mine"
+    parser = _Parser(Arguments, prog="train.py", usage=usage, description=example, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of options; recipes/ holds some")
     # The file's options become arguments before the user's own: one parser checks both, and the later one wins.
     return _parsed(parser, _file_arguments(config.config, known) + rest)
@@ -408,7 +409,8 @@ def parse_evaluation(argv: list[str], trained: Callable[[str], dict[str, Any]]) 
         OptionError: as `parse_arguments`, or the model or its task is not said.
     """
     usage = "hf-tfenc eval MODEL [--option value ...]"
-    parser = _Parser(Arguments, prog="hf-tfenc eval", usage=usage, allow_abbrev=False)
+    example = "For example: hf-tfenc eval outputs/mlm --test_file other.txt"
+    parser = _Parser(Arguments, prog="hf-tfenc eval", usage=usage, description=example, allow_abbrev=False)
     for action in parser._actions:
         if action.dest not in (*EVALUATION_OPTIONS, "help"):
             action.help = argparse.SUPPRESS

@@ -30,9 +30,9 @@ from ..data.streaming import EncodedStream
 from ..pretrained import read_config
 from ..publish.card import data_card, renew_card, write_card
 from ..publish.hub import Uploads
-from ..publish.plots import plot_loss
+from ..publish.plots import PLOTS, plot_loss
 from ..publish.sentence_transformers import write_modules
-from ..tasks import TASKS, Task
+from ..tasks import TASKS, Measurement, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
 from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, tidy, together, write_text
@@ -175,7 +175,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
             metrics |= train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
         best = load_best(args, task, folder).to(accelerator.device)
-        metrics |= measured_or_stopped(trainer.evaluate(signals, best))
+        measured = measured_or_stopped(trainer.evaluation.measure(best, signals))
+        metrics |= trainer.evaluation.metrics(measured)
         if "test" in rows and not start.finished:  # it is looked at once
             metrics |= test_metrics(args, task, best, rows["test"], accelerator, signals)
     if accelerator.is_main_process and not start.finished:
@@ -189,7 +190,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens, "hardware": hardware}
         metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}}
         metrics |= {"data": split_counts(splits, rows, None if stream is None else tokens)}
-        finish(args, task, best, rows["validation"], metrics, folder)
+        finish(args, task, best, rows["validation"], measured, metrics, folder)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
@@ -337,14 +338,22 @@ def prepare_folder(
 
 
 def finish(
-    args: Arguments, task: Task, model: PreTrainedModel, eval_rows: Any, metrics: dict[str, Any], folder: Path
+    args: Arguments,
+    task: Task,
+    model: PreTrainedModel,
+    eval_rows: Any,
+    measured: Measurement,
+    metrics: dict[str, Any],
+    folder: Path,
 ) -> None:
-    """Write metrics, picture, card, and what sentence-transformers reads."""
+    """Write metrics, pictures, card, and what sentence-transformers reads."""
     metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
     model.eval()
     metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
     metrics |= {"widget": task.widget(eval_rows), "data_card": data_card(args), "date": str(date.today())}
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
+    if picture := task.picture(model, eval_rows, measured):
+        PLOTS[picture.kind](picture.names, picture.numbers, folder / f"{picture.kind}.png")
     write_modules(model, folder)
     write_card(folder, args, model.config, metrics)
     write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished

@@ -235,6 +235,10 @@ def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, ca
         if "sentence_transformers" not in snippet or (case == "pairs" and find_spec("sentence_transformers")):
             exec(snippet, {})
 
+    drawn = {"single": "confusion.png", "pairs": "similarity.png", "scored": "similarity.png"}.get(case)
+    assert {path.name for path in folder.glob("*.png")} == {"loss.png", *filter(None, [drawn])}
+    assert all(f"]({path.name})" in card for path in folder.glob("*.png"))
+
     # What was measured is what the folder holds, which is enough to measure it again, without the training rows.
     for split, prefix in (("validation", "eval_"), ("test", "test_")):
         main([str(folder), f"--test_file={files[f'{split}_file'][0]}", "--per_device_eval_batch_size=5"])
