@@ -31,6 +31,7 @@ from .checkpointing import OutputFolder
 from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule
+from .precision import compute_in_bfloat16
 from .signals import Interrupted, StopSignals, ignore_in_worker
 from .state import load_optimizer, load_rng, rng_file
 
@@ -172,7 +173,7 @@ class Trainer:
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
-        model.to(accelerator.device)
+        compute_in_bfloat16(accelerator, model.to(accelerator.device))
         optimizer = OPTIMIZERS[args.optim](model, args)
         # The schedule stays unprepared: a prepared one would step once for each process.
         self.schedule = make_schedule(optimizer, args, self.total_steps)
@@ -460,6 +461,5 @@ class Trainer:
             model: evaluated in place of the trained one.
         """
         model = model or self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
-        with self.accelerator.autocast():  # which a model that was not prepared would lack
-            measured = self.evaluation.measure(model, signals)
+        measured = self.evaluation.measure(model, signals)
         return None if measured is None else self.evaluation.metrics(measured)
