@@ -66,6 +66,11 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_compiling() -> bool:
+    """Whether that graph is compiled to be run here, not exported to be run elsewhere."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
     """Raise a ValueError unless every id lies in [0, limit) or equals `ignored`. Only ids on a CPU are looked at."""
     if ids is None or ids.device.type != "cpu" or is_tracing():
@@ -101,34 +106,60 @@ def sinusoidal_table(length: int, hidden_size: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
 
 
-def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
     """Cosines and sines of rotary positions (Su et al. 2021), in float32 whatever the model's precision.
 
     Args:
-        position_ids: (batch, length)
+        position_ids: (...,)
 
     Returns:
-        two tensors (batch, length, 1, 1, head_dim / 2), to broadcast over query and key and over heads
+        (2, ..., head_dim / 2)
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids[..., None].float() * (1.0 / theta**exponents)
-    angles = angles[:, :, None, None, :]
-    return angles.cos(), angles.sin()
+    return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(query_key: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn feature i together with feature i + head_dim / 2 by the angle of their position.
 
     Args:
-        query_key: (batch, length, 2, heads, head_dim)
+        x: (batch, length, heads, head_dim)
+        rotary: (2, batch, length, head_dim / 2)
     """
-    cos, sin = rotary
-    x, y = query_key.float().chunk(2, dim=-1)
-    return torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1).to(query_key.dtype)
+    cos, sin = rotary[:, :, :, None]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def rotate_nothing(query_key: Tensor, rotary: None) -> Tensor:
-    return query_key
+def rotate_nothing(x: Tensor, rotary: None) -> Tensor:
+    return x
+
+
+class RotaryPositions(nn.Module):
+    """Looks cosines and sines up where a graph is compiled, which would else work them out in each layer anew."""
+
+    def __init__(self, config: TfEncConfig, theta: float):
+        super().__init__()
+        self.theta, self.head_dim = theta, config.hidden_size // config.num_attention_heads
+        self.shape = (2, config.max_position_embeddings, self.head_dim // 2)
+        self.bits: Tensor  # of float32 numbers, for as integers they stay so when a model is cast
+        self.register_buffer("bits", torch.empty(self.shape, dtype=torch.int32), persistent=False)
+
+    def table(self) -> Tensor:
+        """What is looked up: (2, positions, head_dim / 2)."""
+        return rotary_table(torch.arange(self.shape[1]), self.head_dim, self.theta)
+
+    def forward(self, position_ids: Tensor, max_length: int | None) -> Tensor:
+        """(2, batch, length, head_dim / 2)
+
+        Args:
+            position_ids: (batch, length)
+            max_length: no position reaches it; None where nobody knows
+        """
+        if is_compiling() and max_length is not None and max_length <= self.shape[1]:
+            return self.bits.view(torch.float32)[:, position_ids]
+        return rotary_table(position_ids, self.head_dim, self.theta)
 
 
 class SinusoidalPositions(nn.Module):
@@ -502,22 +533,22 @@ class TfEncAttention(nn.Module):
         self,
         x: Tensor,
         attention_mask: Any = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
+        rotary: Tensor | None = None,
         fallback: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
-        qkv = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))  # (batch, length, 3, heads, head_dim)
-        query, key = self.rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)  # (batch, heads, length, head_dim)
-        value = qkv[:, :, 2].transpose(1, 2)
+        # (batch, length, 3, heads, head_dim)
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
+        query, key = self.rotate(query, rotary), self.rotate(key, rotary)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         heads, weights = (fallback or attend)(
             self,
-            query,
-            key,
-            value,
+            query.transpose(1, 2),  # (batch, heads, length, head_dim)
+            key.transpose(1, 2),
+            value.transpose(1, 2),
             attention_mask,
             scaling=self.head_dim**-0.5,
             dropout=self.dropout if self.training else 0.0,
@@ -675,6 +706,8 @@ class TfEncPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.table, sinusoidal_table(*module.shape))
+        elif isinstance(module, RotaryPositions):
+            init.copy_(module.bits, module.table().view(torch.int32))
 
 
 class TfEncModel(TfEncPreTrainedModel):
@@ -684,6 +717,12 @@ class TfEncModel(TfEncPreTrainedModel):
         super().__init__(config)
         config.validate_architecture()  # an option may have changed since it was made
         self.embeddings = TfEncEmbeddings(config)
+        self.rotary = nn.ModuleDict(
+            {
+                layer_type: RotaryPositions(config, parameters["rope_theta"])
+                for layer_type, parameters in (config.rope_parameters or {}).items()
+            }
+        )
         self.layers = nn.ModuleList(TfEncLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config) if config.final_norm else nn.Identity()
         self.pooler = TfEncPooler(config) if add_pooling_layer and config.pooling != "none" else None
@@ -729,6 +768,7 @@ class TfEncModel(TfEncPreTrainedModel):
         if position_ids is None and packing is not None and packing.starts is not None:
             position_ids = in_order - packing.starts[packing.ids]
         self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
+        positions_given = position_ids is not None
         position_ids = in_order if position_ids is None else position_ids
         output_attentions = kwargs.get("output_attentions", config.output_attentions)
         if reason := eager_only(config, inputs.device, self.training, output_attentions):
@@ -763,11 +803,8 @@ class TfEncModel(TfEncPreTrainedModel):
         sequences_known = varlen and cu_seq_lens_q is not None
         whole_rows = has_kernel and packing is None and attention_mask is None
         masks = {} if sequences_known or whole_rows else attention_masks(config, x, attention_mask, packing)
-        head_dim = config.hidden_size // config.num_attention_heads
-        rotary = {
-            layer_type: rotary_table(position_ids, head_dim, parameters["rope_theta"])
-            for layer_type, parameters in (config.rope_parameters or {}).items()
-        }
+        max_length = kwargs.get("max_length_q") if positions_given else shape[1]
+        rotary = {layer_type: look_up(position_ids, max_length) for layer_type, look_up in self.rotary.items()}
         for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
             x = layer(x, attention_mask=masks.get(kind), rotary=rotary.get(kind), **kwargs)
         x = self.final_norm(x)
@@ -871,17 +908,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return x_gradient, weight_gradient, bias_gradient[0] if bias_gradient else None, None
 
 
-def sparse_cross_entropy(
-    x: Tensor, output: nn.Module, labels: Tensor, num_items_in_batch: Tensor | int | None
+def linear_cross_entropy(
+    x: Tensor, output: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None
 ) -> Tensor:
-    """`cross_entropy` of an output layer's logits, without holding them all.
+    """`cross_entropy` of the logits `output(x)`, without holding them all.
 
     Args:
         x: (rows, hidden)
         labels: (rows,)
     """
-    if type(output) is not nn.Linear:  # an adapter, say
-        return cross_entropy(output(x), labels, num_items_in_batch)
     check_range("labels", labels, output.out_features, f"give classes, or {IGNORE_INDEX} to leave out", IGNORE_INDEX)
     total: Tensor = LinearCrossEntropy.apply(x, output.weight, output.bias, labels)
     return per_item(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
@@ -1012,12 +1047,14 @@ class TfEncLanguageModel(TfEncPreTrainedModel):
         if where is not None:
             x, labels = x.flatten(0, 1)[where], labels.flatten()[where] if labels is not None else None
         x = self.head(x)
-        if labels is not None and where is not None and self.training:
-            loss: Tensor | None = sparse_cross_entropy(x, self.decoder, labels, num_items_in_batch)
+        sparse, known = where is not None and self.training, prediction_positions is not None or not is_tracing()
+        if sparse and known and labels is not None and type(self.decoder) is nn.Linear:  # no adapter, say
+            loss: Tensor | None = linear_cross_entropy(x, self.decoder, labels, num_items_in_batch)
             logits = None
         else:
             logits = self.decoder(x)
             loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+            logits = None if sparse else logits
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

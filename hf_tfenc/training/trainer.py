@@ -30,7 +30,7 @@ from .arguments import Arguments, RunError, launch_command
 from .checkpointing import OutputFolder
 from .evaluation import Evaluation
 from .monitor import Monitor
-from .optimization import OPTIMIZERS, make_schedule
+from .optimization import OPTIMIZERS, make_schedule, skip_unless
 from .precision import compute_in_bfloat16
 from .signals import Interrupted, StopSignals, ignore_in_worker
 from .state import load_optimizer, load_rng, rng_file
@@ -71,10 +71,26 @@ def training_step(
     total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-    finite, stopping = torch.stack([torch.isfinite(total + grad_norm), stops > 0]).tolist()  # waits for the device
-    if finite or accelerator.scaler is not None:  # float16's loss scaling skips by itself, and lowers the scale
+    finite, stops = torch.isfinite(total + grad_norm), stops > 0
+    read = reading(torch.stack([finite, stops]))
+    # float16's loss scaling skips by itself, and lowers the scale.
+    if skip_unless(finite, optimizer, accelerator) or accelerator.scaler is not None or read()[0]:
         optimizer.step()
-    return StepResult(total, items, grad_norm, finite, stopping)
+    return StepResult(total, items, grad_norm, *read())
+
+
+def reading(flags: Tensor) -> Callable[[], list[bool]]:
+    """What gives some flags as they are now, and waits for no more of the device's work than made them."""
+    if flags.device.type != "cuda":
+        return flags.tolist
+    copy, arrived = flags.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[bool]:
+        arrived.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
