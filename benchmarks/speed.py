@@ -327,6 +327,33 @@ def measure(makers: Iterator, rounds: int, device: torch.device) -> list[Contend
     return contenders
 
 
+KERNELS = {
+    "attention": ("flash", "fmha", "cudnn", "sdpa"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),
+    "optimizer and clipping": ("adam", "multi_tensor", "lpnorm"),
+    "norms, activations, sums, copies": ("",),
+}
+
+
+def profile(contender: Contender, steps: int) -> str:
+    """Where the GPU's time goes: a row of milliseconds a step by kind of kernel, and what it waits."""
+    from torch.profiler import ProfilerActivity
+
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        contender.run()
+        torch.cuda.synchronize()
+    spent = dict.fromkeys(KERNELS, 0.0)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name:
+            name = event.name.lower()
+            kind = next(kind for kind, parts in KERNELS.items() if any(part in name for part in parts))
+            spent[kind] += event.time_range.elapsed_us() / 1000 / steps
+    whole = statistics.median(contender.seconds) * 1000 / steps
+    cells = [*spent.values(), whole - sum(spent.values()), whole]
+    return f"| {contender.name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"
+
+
 def table(contenders: list[Contender], rows: Rows, size: str, training: bool) -> list[str]:
     speeds = {contender.name: rows.total / statistics.median(contender.seconds) for contender in contenders}
     lines = ["| | tokens/s | MFU | GB | against BERT | against ModernBERT |", "|---|---|---|---|---|---|"]
@@ -378,6 +405,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="measure contenders of these names alone")
     parser.add_argument("--work", nargs="*", default=["train", "embed"], choices=["train", "embed"])
     parser.add_argument("--rows", nargs="*", default=["uniform", "varied"], choices=["uniform", "varied"])
+    parser.add_argument("--profile", action="store_true", help="say where the GPU's time goes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     options = parser.parse_args()
@@ -392,6 +420,10 @@ def main() -> None:
             chosen = (maker for maker in makers if not options.only or maker[0] in options.only)
             contenders = measure(chosen, options.rounds, accelerator.device)
             parts.append([f"## {work}, {rows.name}", "", *table(contenders, rows, options.size, work == "train")])
+            if options.profile and gpu:
+                head = ["", *KERNELS, "waiting", "all, ms a step"]
+                parts[-1] += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+                parts[-1] += [profile(contender, options.steps) for contender in contenders]
             print(*parts[-1], sep="\n", flush=True)
             del contenders, makers, chosen
             torch.compiler.reset()

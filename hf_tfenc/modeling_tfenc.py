@@ -66,11 +66,6 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def is_compiling() -> bool:
-    """Whether that graph is compiled to be run here, not exported to be run elsewhere."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
     """Raise a ValueError unless every id lies in [0, limit) or equals `ignored`. Only ids on a CPU are looked at."""
     if ids is None or ids.device.type != "cpu" or is_tracing():
@@ -113,11 +108,12 @@ def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
         position_ids: (...,)
 
     Returns:
-        (2, ..., head_dim / 2)
+        (2, ..., head_dim): cosines; and sines, of the first half of the features negated
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids[..., None].float() * (1.0 / theta**exponents)
-    return torch.stack((angles.cos(), angles.sin()))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
@@ -125,11 +121,11 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
     Args:
         x: (batch, length, heads, head_dim)
-        rotary: (2, batch, length, head_dim / 2)
+        rotary: (2, batch, length, head_dim)
     """
     cos, sin = rotary[:, :, :, None]
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat((second, first), dim=-1).float() * sin).to(x.dtype)
 
 
 def rotate_nothing(x: Tensor, rotary: None) -> Tensor:
@@ -142,22 +138,22 @@ class RotaryPositions(nn.Module):
     def __init__(self, config: TfEncConfig, theta: float):
         super().__init__()
         self.theta, self.head_dim = theta, config.hidden_size // config.num_attention_heads
-        self.shape = (2, config.max_position_embeddings, self.head_dim // 2)
+        self.shape = (2, config.max_position_embeddings, self.head_dim)
         self.bits: Tensor  # of float32 numbers, for as integers they stay so when a model is cast
         self.register_buffer("bits", torch.empty(self.shape, dtype=torch.int32), persistent=False)
 
     def table(self) -> Tensor:
-        """What is looked up: (2, positions, head_dim / 2)."""
+        """What is looked up: (2, positions, head_dim)."""
         return rotary_table(torch.arange(self.shape[1]), self.head_dim, self.theta)
 
     def forward(self, position_ids: Tensor, max_length: int | None) -> Tensor:
-        """(2, batch, length, head_dim / 2)
+        """(2, batch, length, head_dim)
 
         Args:
             position_ids: (batch, length)
             max_length: no position reaches it; None where nobody knows
         """
-        if is_compiling() and max_length is not None and max_length <= self.shape[1]:
+        if torch.compiler.is_dynamo_compiling() and max_length is not None and max_length <= self.shape[1]:
             return self.bits.view(torch.float32)[:, position_ids]
         return rotary_table(position_ids, self.head_dim, self.theta)
 

@@ -64,6 +64,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
     """
 
+    # As torch's fused optimizers have them: a step changes nothing where `found_inf` is not 0.
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+
     def __init__(self, model: PreTrainedModel, args: "Arguments"):
         hidden: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
@@ -89,8 +93,23 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self.muon.step()
+        self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.adamw.step()
+        before = {} if self.found_inf is None else self.muon_tensors()
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        self.muon.step()
+        if self.found_inf is None:
+            return
+        for name, tensor in self.muon_tensors().items():  # torch's Muon cannot skip a step by itself
+            tensor.copy_(torch.where(self.found_inf > 0, before.get(name, torch.zeros_like(tensor)), tensor))
+
+    def muon_tensors(self) -> dict[tuple[int, str], Tensor]:
+        """What Muon changes: its matrices, and their momenta where there are some."""
+        found = {}
+        for place, parameter in enumerate(self.muon.param_groups[0]["params"]):
+            found[place, "weight"] = parameter.detach()
+            found |= {(place, name): value for name, value in self.state[parameter].items()}
+        return found
 
 
 def skip_unless(finite: Tensor, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> bool:

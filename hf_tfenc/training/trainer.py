@@ -7,6 +7,7 @@ items divided by their number in the whole step, so the gradient does not depend
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -45,8 +46,27 @@ class StepResult(NamedTuple):
     loss: Tensor  # mean over the items of the whole step
     items: Tensor  # their number
     grad_norm: Tensor
-    finite: bool  # else the step was skipped, and the weights are as they were
-    stop: bool  # whether any process has been asked to stop
+    verdict: Callable[[], list[bool]]  # gives the two below; whoever asks waits for the device
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient were; else the step was skipped, and the weights are as they were."""
+        return self.verdict()[0]
+
+    @property
+    def stop(self) -> bool:
+        """Whether any process had been asked to stop."""
+        return self.verdict()[1]
+
+
+class Taken(NamedTuple):
+    """A step that the device may still be at work on."""
+
+    result: StepResult
+    tokens: int  # of this process
+    step: int
+    epoch: int
+    first_bin: int
 
 
 def training_step(
@@ -71,12 +91,12 @@ def training_step(
     total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-    finite, stops = torch.isfinite(total + grad_norm), stops > 0
-    read = reading(torch.stack([finite, stops]))
+    finite = torch.isfinite(total + grad_norm)
+    result = StepResult(total, items, grad_norm, reading(torch.stack([finite, stops > 0])))
     # float16's loss scaling skips by itself, and lowers the scale.
-    if skip_unless(finite, optimizer, accelerator) or accelerator.scaler is not None or read()[0]:
+    if skip_unless(finite, optimizer, accelerator) or accelerator.scaler is not None or result.finite:
         optimizer.step()
-    return StepResult(total, items, grad_norm, *read())
+    return result
 
 
 def reading(flags: Tensor) -> Callable[[], list[bool]]:
@@ -199,6 +219,10 @@ class Trainer:
         if args.torch_compile:
             self.training_model = torch.compile(self.model, dynamic=False if args.packing == "packed" else None)
         self.totals, self.started = Totals(), time.monotonic()
+        # A GPU works on one step while the next is handed to it, so what became of a step is heard one step later.
+        self.lag = int(accelerator.device.type == "cuda")
+        self.taken: deque[Taken] = deque()
+        self.stop_asked = False
         self.learning_rate: float | Tensor = 0.0  # of the last step
         self.grad_norm = torch.zeros(())
         if args.metric_for_best_model is not None:  # else it would be missed after the first epoch
@@ -267,7 +291,7 @@ class Trainer:
             self.train_bins.begin(progress.epoch, progress.consumed_bins)
             self.model.train()
             for batches in in_groups(self.train_loader, args.gradient_accumulation_steps):
-                stop = self.step(batches)
+                self.step(batches)
                 ended = self.train_bins.share(progress.consumed_bins) == 1
                 last = progress.global_step == self.total_steps
                 if last or progress.global_step % args.logging_steps == 0 or ended:
@@ -277,7 +301,7 @@ class Trainer:
                 progress.evaluation_due = last or self.is_due(args.eval_steps, ended)
                 if progress.skipped_in_a_row >= args.max_skipped_steps:
                     self.give_up()
-                if stop:
+                if self.stop_asked:
                     self.stop()
                 evaluated = progress.evaluation_due
                 if evaluated:
@@ -300,8 +324,8 @@ class Trainer:
         """Whether something that happens each `every` steps happens after this one; if not said, as `otherwise`."""
         return otherwise if every is None else self.progress.global_step % every == 0
 
-    def step(self, batches: list[Batch]) -> bool:
-        """One optimizer step. Whether the run is to stop after it."""
+    def step(self, batches: list[Batch]) -> None:
+        """One optimizer step."""
         progress = self.progress
         tokens = sum(map(self.task.count_tokens, batches))
         batches = [self.on_device(batch) for batch in batches]
@@ -314,21 +338,28 @@ class Trainer:
             self.args.max_grad_norm,
             lambda: self.signals.received,
         )
-        first_bin = progress.consumed_bins
+        self.taken.append(Taken(result, tokens, progress.global_step + 1, progress.epoch, progress.consumed_bins))
         progress.global_step += 1
         progress.consumed_bins += self.train_bins.bins_per_step
         self.learning_rate, self.grad_norm = self.schedule.get_last_lr()[0], result.grad_norm
         self.schedule.step()
-        if result.finite:
-            progress.skipped_in_a_row = 0
-            self.totals.add(result.loss, result.items, tokens)
-        else:
-            self.skipped(result, first_bin)
+        self.settle(self.lag)
         self.monitor.step(progress.global_step)
-        return result.stop
+
+    def settle(self, left: int = 0) -> None:
+        """Hear what became of the steps taken, but for the last `left`."""
+        while len(self.taken) > left:
+            taken = self.taken.popleft()
+            if taken.result.finite:
+                self.progress.skipped_in_a_row = 0
+                self.totals.add(taken.result.loss, taken.result.items, taken.tokens)
+            else:
+                self.skipped(taken)
+            self.stop_asked |= taken.result.stop
 
     def log(self) -> None:
         """A logged step, over all steps since the one before."""
+        self.settle()
         progress, (loss, items, tokens) = self.progress, self.totals.read()
         progress.epoch_loss += loss
         progress.epoch_items += items
@@ -362,15 +393,14 @@ class Trainer:
 
     # --- What stops a run, and what survives ---
 
-    def skipped(self, result: StepResult, first_bin: int) -> None:
+    def skipped(self, taken: Taken) -> None:
         """Count a step whose loss or gradient was not finite, and name its rows."""
-        progress = self.progress
-        progress.skipped_in_a_row += 1
-        loss, norm = float(result.loss), float(result.grad_norm)
+        self.progress.skipped_in_a_row += 1
+        loss, norm = float(taken.result.loss), float(taken.result.grad_norm)
         if self.accelerator.scaler is None or not math.isfinite(loss):  # float16 finds its scale by such steps
-            rows = self.train_bins.rows(progress.epoch, first_bin)
-            record = {"step": progress.global_step, "skipped": True, "loss": loss, "rows": rows}
-            self.monitor.skipped(record, norm, progress.skipped_in_a_row)
+            rows = self.train_bins.rows(taken.epoch, taken.first_bin)
+            record = {"step": taken.step, "skipped": True, "loss": loss, "rows": rows}
+            self.monitor.skipped(record, norm, self.progress.skipped_in_a_row)
 
     def give_up(self) -> NoReturn:
         """End a run that had too many such steps in a row, with its last good state saved. Raises RunError."""
@@ -397,6 +427,7 @@ class Trainer:
 
     def save(self, required: bool = False) -> None:
         """Write a checkpoint."""
+        self.settle()
         progress, scaler = self.progress, self.accelerator.scaler
         progress.logged_loss, progress.logged_items, progress.logged_tokens = self.totals.read()
         progress.seconds = time.monotonic() - self.started
