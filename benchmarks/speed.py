@@ -308,9 +308,13 @@ def measure(makers: Iterator, rounds: int, device: torch.device) -> list[Contend
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         torch.manual_seed(0)
-        contender = Contender(name, family, make())
-        contender.run()  # warms up, and compiles
-        synchronize(device)
+        try:
+            contender = Contender(name, family, make())
+            contender.run()  # warms up, and compiles
+            synchronize(device)
+        except RuntimeError as error:  # out of memory, say
+            print(f"{name} fails: {str(error).splitlines()[0]}", flush=True)
+            continue
         if gpu:
             contender.memory = (torch.cuda.max_memory_allocated() - before) / 1e9
         contenders.append(contender)
