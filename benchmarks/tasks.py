@@ -87,15 +87,16 @@ def linear_for_each_label(splits: DatasetDict) -> Scores:
 
 def ridge(splits: DatasetDict) -> Scores:
     """Ridge regression on what two TF-IDF vectors share, where they differ, and their cosine."""
-    vectors = tf_idf().fit([*splits["train"]["text"][:], *splits["train"]["text_pair"][:]])
+    one, other, score = splits["train"].column_names
+    vectors = tf_idf().fit([*splits["train"][one][:], *splits["train"][other][:]])
 
     def features(split: str) -> scipy.sparse.csr_matrix:
-        first, second = (vectors.transform(splits[split][name][:]) for name in ("text", "text_pair"))
+        first, second = (vectors.transform(splits[split][name][:]) for name in (one, other))
         shared = first.multiply(second)
         return scipy.sparse.hstack([shared, abs(first - second), 10 * shared.sum(axis=1)]).tocsr()
 
-    model = Ridge(alpha=1.0).fit(features("train"), splits["train"]["label"][:])
-    return number_scores(np.array(splits["test"]["label"][:]), model.predict(features("test")))
+    model = Ridge(alpha=1.0).fit(features("train"), splits["train"][score][:])
+    return number_scores(np.array(splits["test"][score][:]), model.predict(features("test")))
 
 
 def commonest_tag(splits: DatasetDict) -> Scores:
@@ -439,12 +440,14 @@ def main() -> None:
             options = common | job.options | (FINE_TUNING | job.pretrained if asked.model else {}) | over
             measured.append(Measurement(name, options, sources, records))
         # A run that has the machine to itself, for its time, waits for the baselines.
-        work = [(beside if asked.processes > 1 else pool).submit(one.compare, over) for one in measured]
-        work += [pool.submit(one.learn, seed, Path(made)) for seed in range(1, asked.seeds + 1) for one in measured]
+        aside = beside if asked.processes > 1 else pool
+        work = {aside.submit(one.compare, over): one.name for one in measured}
+        for seed in range(1, asked.seeds + 1):
+            work |= {pool.submit(one.learn, seed, Path(made)): one.name for one in measured}
         for done in as_completed(work):
-            if error := done.exception():
+            if error := done.exception():  # the others go on
                 failed = True
-                print(error, file=sys.stderr, flush=True)
+                print(f"{work[done]}: {error!r}", file=sys.stderr, flush=True)
             elif asked.output:
                 asked.output.write_text(page(asked, measured), encoding="utf-8")
     print(page(asked, measured))
