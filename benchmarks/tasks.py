@@ -130,16 +130,15 @@ def tf_idf_retrieval(splits: DatasetDict) -> Scores:
 # --- Data sets -------------------------------------------------------------------------------------------------------
 
 OWN_ROWS = 8  # times that each question of XQuAD stands among the pairs
-PAIRS = 40_000
 PASSAGE_WORDS, SENTENCE_WORDS = range(40, 161), range(6, 31)
 LEFT_OUT = 1 / 3  # of a sentence's words
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 
-def by_passage(data: Path, made: Path, articles: list[Path]) -> dict[str, str]:
+def by_passage(data: Path, made: Path, articles: list[Path], pairs: int) -> dict[str, str]:
     """Questions and their passages, no passage in two splits: a hash says which one it is in.
 
-    With `articles`, each row has a hard negative, and pairs from these articles are learned too.
+    With `articles`, each row has a hard negative, and so many pairs from these articles are learned too.
     """
     rows = pd.read_parquet(data / "en" / "validation.parquet")[["title", "question", "context"]]
     drawn = rows["context"].map(lambda text: hashlib.sha256(text.encode()).digest()[0] % 10)
@@ -151,7 +150,7 @@ def by_passage(data: Path, made: Path, articles: list[Path]) -> dict[str, str]:
                 other_passage(part, *row) for row in part[["title", "positive"]].itertuples(index=False)
             ]
             if split == "train":
-                part = pd.concat([*[part] * OWN_ROWS, pd.DataFrame(pairs_of(articles))])
+                part = pd.concat([*[part] * OWN_ROWS, pd.DataFrame(pairs_of(articles)[:pairs])])
         files[f"{split}_file"] = str(made / f"xquad_{split}.parquet")
         part.drop(columns="title", errors="ignore").to_parquet(files[f"{split}_file"], index=False)
     return files
@@ -184,10 +183,10 @@ def pairs_of(articles: list[Path]) -> list[dict[str, str]]:
                     negative = draw.choice([other for other in passages if other != passage])
                     pairs.append({"anchor": anchor, "positive": positive, "negative": negative})
     draw.shuffle(pairs)
-    return [pair for pair in pairs if pair["anchor"]][:PAIRS]
+    return [pair for pair in pairs if pair["anchor"]]
 
 
-def as_it_is(data: Path, made: Path, articles: list[Path]) -> dict[str, str]:
+def as_it_is(data: Path, made: Path, articles: list[Path], pairs: int) -> dict[str, str]:
     """A folder that is read as it is."""
     return {"dataset_name": str(data)}
 
@@ -201,7 +200,7 @@ class Job:
     pretrained: dict[str, Any]  # over these and `FINE_TUNING`, for a pre-trained one
     shown: tuple[str, ...]  # the metrics
     baseline: Callable[[DatasetDict], Scores]
-    prepare: Callable[[Path, Path, list[Path]], dict[str, str]] = as_it_is
+    prepare: Callable[[Path, Path, list[Path], int], dict[str, str]] = as_it_is
 
 
 FINE_TUNING: dict[str, Any] = {
@@ -227,7 +226,6 @@ JOBS = {
             "num_train_epochs": 1,
             "gradient_accumulation_steps": 4,
             "eval_steps": 100,
-            "max_seq_length": 384,
             "attn_implementation": "varlen",
         },
         ("accuracy", "mrr"),
@@ -237,7 +235,7 @@ JOBS = {
     "banking77": Job(
         "banking77",
         CLASSIFICATION | {"num_train_epochs": 10},
-        {"num_train_epochs": 6},
+        {"num_train_epochs": 5},
         ("accuracy", "macro_f1"),
         linear,
     ),
@@ -251,19 +249,19 @@ JOBS = {
     "stsb_en": Job(
         "stsb_en",
         CLASSIFICATION | {"num_train_epochs": 4},
-        {"num_train_epochs": 6},
+        {"num_train_epochs": 5},
         ("pearson", "spearman"),
         ridge,
     ),
     "stsb_en_cosine": Job(
         "stsb_en",
         EMBEDDING | {"num_train_epochs": 4, "config_overrides": '{"pooling": "mean"}'},
-        {"num_train_epochs": 4},
+        {"num_train_epochs": 3},
         ("pearson", "spearman"),
         ridge,
     ),
     "wnut17": Job(
-        "wnut17", TAGGING | {"num_train_epochs": 5}, {"num_train_epochs": 8}, ("f1", "accuracy"), commonest_tag
+        "wnut17", TAGGING | {"num_train_epochs": 5}, {"num_train_epochs": 6}, ("f1", "accuracy"), commonest_tag
     ),
     "mr": Job("mr", CLASSIFICATION | {"num_train_epochs": 3}, {}, ("accuracy",), linear),
     "ud_en_ewt": Job(
@@ -331,24 +329,28 @@ class Measurement:
     Args:
         options: of train.py
         sources: the same for its data, without pairs of articles and, where there are some, with them
+        pairs: how many of these there are at most
     """
 
-    def __init__(self, name: str, options: dict[str, Any], sources: list[dict[str, str]], records: Records):
+    def __init__(
+        self, name: str, options: dict[str, Any], sources: list[dict[str, str]], pairs: int, records: Records
+    ):
         self.name, self.job, self.options, self.sources, self.records = name, JOBS[name], options, sources, records
+        self.pairs = [0, pairs][: len(sources)]
         self.baselines: list[dict[str, Any]] = []
         self.runs: list[Scores] = []
 
     def compare(self, over: dict[str, str]) -> None:
         """Measure the baselines; `over` are the options that change the rows."""
-        for place, source in enumerate(self.sources):
-            key = {"job": self.name, "baseline": place, **over}
+        for source, pairs in zip(self.sources, self.pairs, strict=True):
+            key = {"job": self.name, "baseline": True, "pairs": pairs, **over}
             found = self.records.once(key, partial(baseline, self.job, self.options | source))
             self.baselines.append(found)
 
     def learn(self, seed: int, made: Path) -> None:
         """Measure what one seed learns."""
         options = self.options | {"seed": seed}
-        key = {"job": self.name, "sources": len(self.sources), **options}
+        key = {"job": self.name, "pairs": self.pairs[-1], **options}
         self.runs.append(self.records.once(key, partial(learned, options | self.sources[-1], made))["scores"])
 
     def lines(self) -> Iterator[str]:
@@ -391,7 +393,7 @@ def page(asked: argparse.Namespace, measured: list[Measurement]) -> str:
         paragraphs.append(f"Times are those of {asked.processes} runs side by side, which slow each other down.")
     if asked.articles:
         paragraphs.append(
-            f"`xquad` learned {OWN_ROWS} times its own rows and at most {PAIRS:,} pairs made from other articles. Of its "
+            f"`xquad` learned {OWN_ROWS} times its own rows and at most {asked.pairs:,} pairs made from other articles. Of its "
             "baselines the first has counted words in its own rows, the second in all that the encoder learned from."
         )
     return "\n\n".join(paragraphs) + "\n"
@@ -405,6 +407,7 @@ def main() -> None:
     parser.add_argument(
         "--articles", nargs="+", type=Path, default=[], help="parquet files: xquad takes pairs from them"
     )
+    parser.add_argument("--pairs", type=int, default=32_000, help="how many at most")
     parser.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="of train.py, over a job's own")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="runs side by side")
@@ -436,14 +439,14 @@ def main() -> None:
             for articles in [[], asked.articles] if asked.articles and job.prepare is not as_it_is else [[]]:
                 folder = Path(made) / f"{name}-{len(sources)}"
                 folder.mkdir()
-                sources.append(job.prepare(asked.data / job.data, folder, articles))
+                sources.append(job.prepare(asked.data / job.data, folder, articles, asked.pairs))
             options = common | job.options | (FINE_TUNING | job.pretrained if asked.model else {}) | over
-            measured.append(Measurement(name, options, sources, records))
+            measured.append(Measurement(name, options, sources, asked.pairs, records))
         # A run that has the machine to itself, for its time, waits for the baselines.
         aside = beside if asked.processes > 1 else pool
         work = {aside.submit(one.compare, over): one.name for one in measured}
-        for seed in range(1, asked.seeds + 1):
-            work |= {pool.submit(one.learn, seed, Path(made)): one.name for one in measured}
+        for one in measured:
+            work |= {pool.submit(one.learn, seed, Path(made)): one.name for seed in range(1, asked.seeds + 1)}
         for done in as_completed(work):
             if error := done.exception():  # the others go on
                 failed = True
