@@ -54,6 +54,7 @@ from .configuration_tfenc import TfEncConfig
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+LOGITS_AT_ONCE = 2**26  # in training: 256 MB of them in float32
 Ids = Tensor | None
 
 
@@ -63,6 +64,11 @@ Ids = Tensor | None
 def is_tracing() -> bool:
     """Whether a graph is being made, in which nothing may depend on the data's values."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_compiling() -> bool:
+    """Whether that graph is compiled to be run here, not exported to be run elsewhere."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
@@ -100,34 +106,60 @@ def sinusoidal_table(length: int, hidden_size: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).float()
 
 
-def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
     """Cosines and sines of rotary positions (Su et al. 2021), in float32 whatever the model's precision.
 
     Args:
-        position_ids: (batch, length)
+        position_ids: (...,)
 
     Returns:
-        two tensors (batch, length, 1, 1, head_dim / 2), to broadcast over query and key and over heads
+        (2, ..., head_dim / 2)
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids[..., None].float() * (1.0 / theta**exponents)
-    angles = angles[:, :, None, None, :]
-    return angles.cos(), angles.sin()
+    return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(query_key: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn feature i together with feature i + head_dim / 2 by the angle of their position.
 
     Args:
-        query_key: (batch, length, 2, heads, head_dim)
+        x: (batch, length, heads, head_dim)
+        rotary: (2, batch, length, head_dim / 2)
     """
-    cos, sin = rotary
-    x, y = query_key.float().chunk(2, dim=-1)
-    return torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1).to(query_key.dtype)
+    cos, sin = rotary[:, :, :, None]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def rotate_nothing(query_key: Tensor, rotary: None) -> Tensor:
-    return query_key
+def rotate_nothing(x: Tensor, rotary: None) -> Tensor:
+    return x
+
+
+class RotaryPositions(nn.Module):
+    """Looks cosines and sines up where a graph is compiled, which would else work them out in each layer anew."""
+
+    def __init__(self, config: TfEncConfig, theta: float):
+        super().__init__()
+        self.theta, self.head_dim = theta, config.hidden_size // config.num_attention_heads
+        self.shape = (2, config.max_position_embeddings, self.head_dim // 2)
+        self.bits: Tensor  # of float32 numbers, for as integers they stay so when a model is cast
+        self.register_buffer("bits", torch.empty(self.shape, dtype=torch.int32), persistent=False)
+
+    def table(self) -> Tensor:
+        """What is looked up: (2, positions, head_dim / 2)."""
+        return rotary_table(torch.arange(self.shape[1]), self.head_dim, self.theta)
+
+    def forward(self, position_ids: Tensor, max_length: int | None) -> Tensor:
+        """(2, batch, length, head_dim / 2)
+
+        Args:
+            position_ids: (batch, length)
+            max_length: no position reaches it; None where nobody knows
+        """
+        if is_compiling() and max_length is not None and max_length <= self.shape[1]:
+            return self.bits.view(torch.float32)[:, position_ids]
+        return rotary_table(position_ids, self.head_dim, self.theta)
 
 
 class SinusoidalPositions(nn.Module):
@@ -235,11 +267,13 @@ class Unpadding(NamedTuple):
     places: (tokens,), the index of each token into batch * length
     cu_seq_lens: (batch + 1,) int32, where each row begins in the packed one, and the end
     max_length: tokens of the longest row
+    is_whole: whether there is no padding at all
     """
 
     places: Tensor
     cu_seq_lens: Tensor
     max_length: int
+    is_whole: bool
 
     def take(self, padded: Tensor) -> Tensor:
         """(batch, length, ...) -> (1, tokens, ...)"""
@@ -251,23 +285,21 @@ class Unpadding(NamedTuple):
         return padded.index_copy(0, self.places, packed[0]).unflatten(0, tuple(shape))
 
 
-def find_padding(attention_mask: Tensor | None) -> Unpadding | None:
-    """What is no padding, or None where there is none, or where it lies between the tokens of a row.
+def find_padding(attention_mask: Tensor) -> Unpadding | None:
+    """What is no padding; None where that lies between the tokens of a row, or where there is nothing else.
 
     An accelerator is waited for here, once for a batch.
     """
-    if attention_mask is None:
-        return None
     kept = attention_mask != 0
     lengths = kept.sum(dim=1, dtype=torch.int32)
     columns = torch.arange(kept.shape[1], device=kept.device)
     first, last = kept.int().argmax(dim=1), (columns * kept).amax(dim=1)
     gaps = (lengths > 0) & (last - first + 1 != lengths)  # a window would reach farther without them
     longest, shortest, gapped = torch.stack([lengths.amax(), lengths.amin(), gaps.any().int()]).tolist()
-    if gapped or shortest == kept.shape[1] or longest == 0:
+    if gapped or longest == 0:
         return None
     places = kept.flatten().nonzero()[:, 0]
-    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest)
+    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest, shortest == kept.shape[1])
 
 
 def sequence_starts(packing: Packing) -> Tensor:
@@ -388,16 +420,20 @@ def varlen_attention_forward(
     Returns:
         (1, tokens, heads, head_dim), or (batch, length, heads, head_dim), and None
     """
+    has_kernel = no_varlen_kernel(query.device, query.dtype, query.shape[-1], dropout) is None
+    if cu_seq_lens_q is None and has_kernel and attention_mask is None and sliding_window is not None:
+        rows, _, length, _ = query.shape  # sequences of one length, under a window
+        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, device=query.device, dtype=torch.int32)
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     causal, reach = bool(module.is_causal), -1 if sliding_window is None else sliding_window - 1
-    if no_varlen_kernel(query.device, query.dtype, query.shape[-1], dropout) is None:
+    if has_kernel:
         heads: Tensor = varlen_attn(  # type: ignore[assignment]  # a tensor, where nothing else is asked for
-            query[0].transpose(0, 1),  # (tokens, heads, head_dim)
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
+            query.transpose(1, 2).flatten(0, 1),  # (tokens, heads, head_dim)
+            key.transpose(1, 2).flatten(0, 1),
+            value.transpose(1, 2).flatten(0, 1),
             cu_seq_lens_q,
             cu_seq_lens_q,
             max_length_q or query.shape[2],
@@ -405,7 +441,7 @@ def varlen_attention_forward(
             scale=scaling,
             window_size=(reach, 0 if causal else reach),
         )
-        return heads[None], None
+        return heads.unflatten(0, (query.shape[0], query.shape[2])), None
     parts = []
     for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
         if start == end:
@@ -497,22 +533,22 @@ class TfEncAttention(nn.Module):
         self,
         x: Tensor,
         attention_mask: Any = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
+        rotary: Tensor | None = None,
         fallback: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
-        qkv = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim))  # (batch, length, 3, heads, head_dim)
-        query, key = self.rotate(qkv[:, :, :2], rotary).transpose(1, 3).unbind(2)  # (batch, heads, length, head_dim)
-        value = qkv[:, :, 2].transpose(1, 2)
+        # (batch, length, 3, heads, head_dim)
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
+        query, key = self.rotate(query, rotary), self.rotate(key, rotary)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         heads, weights = (fallback or attend)(
             self,
-            query,
-            key,
-            value,
+            query.transpose(1, 2),  # (batch, heads, length, head_dim)
+            key.transpose(1, 2),
+            value.transpose(1, 2),
             attention_mask,
             scaling=self.head_dim**-0.5,
             dropout=self.dropout if self.training else 0.0,
@@ -670,6 +706,8 @@ class TfEncPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, SinusoidalPositions):
             init.copy_(module.table, sinusoidal_table(*module.shape))
+        elif isinstance(module, RotaryPositions):
+            init.copy_(module.bits, module.table().view(torch.int32))
 
 
 class TfEncModel(TfEncPreTrainedModel):
@@ -679,6 +717,12 @@ class TfEncModel(TfEncPreTrainedModel):
         super().__init__(config)
         config.validate_architecture()  # an option may have changed since it was made
         self.embeddings = TfEncEmbeddings(config)
+        self.rotary = nn.ModuleDict(
+            {
+                layer_type: RotaryPositions(config, parameters["rope_theta"])
+                for layer_type, parameters in (config.rope_parameters or {}).items()
+            }
+        )
         self.layers = nn.ModuleList(TfEncLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config) if config.final_norm else nn.Identity()
         self.pooler = TfEncPooler(config) if add_pooling_layer and config.pooling != "none" else None
@@ -724,6 +768,7 @@ class TfEncModel(TfEncPreTrainedModel):
         if position_ids is None and packing is not None and packing.starts is not None:
             position_ids = in_order - packing.starts[packing.ids]
         self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
+        positions_given = position_ids is not None
         position_ids = in_order if position_ids is None else position_ids
         output_attentions = kwargs.get("output_attentions", config.output_attentions)
         if reason := eager_only(config, inputs.device, self.training, output_attentions):
@@ -734,10 +779,16 @@ class TfEncModel(TfEncPreTrainedModel):
             config._attn_implementation = "eager"
             kwargs["fallback"] = eager_attention_forward
         unpadding, varlen = None, config._attn_implementation == "varlen"
+        has_kernel = varlen and self.has_varlen_kernel(inputs.device)
         if varlen and packing is not None:
-            cu_seq_lens_q = sequence_bounds(packing, shape[1]) if self.runs_varlen(inputs.device) else None
-        elif varlen and not is_tracing() and not kwargs.get("output_hidden_states", config.output_hidden_states):
-            unpadding = find_padding(None if attention_mask is None else attention_mask.to(inputs.device))
+            # One by one, sequences can be attended to wherever their lengths can be looked at.
+            cu_seq_lens_q = sequence_bounds(packing, shape[1]) if has_kernel or not is_tracing() else None
+        elif varlen and attention_mask is not None and not is_tracing():
+            unpadding = find_padding(attention_mask.to(inputs.device))
+            if unpadding is not None and unpadding.is_whole:
+                unpadding = attention_mask = None
+            elif kwargs.get("output_hidden_states", config.output_hidden_states):
+                unpadding = None  # they come in the shape of the input
         if unpadding is not None:
             position_ids = unpadding.take(position_ids.expand(shape))
             input_ids, inputs_embeds, token_type_ids = (
@@ -749,13 +800,11 @@ class TfEncModel(TfEncPreTrainedModel):
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
 
         x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
-        unmasked = varlen and cu_seq_lens_q is not None
-        masks = {} if unmasked else attention_masks(config, x, attention_mask, packing)
-        head_dim = config.hidden_size // config.num_attention_heads
-        rotary = {
-            layer_type: rotary_table(position_ids, head_dim, parameters["rope_theta"])
-            for layer_type, parameters in (config.rope_parameters or {}).items()
-        }
+        sequences_known = varlen and cu_seq_lens_q is not None
+        whole_rows = has_kernel and packing is None and attention_mask is None
+        masks = {} if sequences_known or whole_rows else attention_masks(config, x, attention_mask, packing)
+        max_length = kwargs.get("max_length_q") if positions_given else shape[1]
+        rotary = {layer_type: look_up(position_ids, max_length) for layer_type, look_up in self.rotary.items()}
         for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
             x = layer(x, attention_mask=masks.get(kind), rotary=rotary.get(kind), **kwargs)
         x = self.final_norm(x)
@@ -763,8 +812,8 @@ class TfEncModel(TfEncPreTrainedModel):
         pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
-    def runs_varlen(self, device: torch.device) -> bool:
-        """Whether a packed row is attended to sequence by sequence, and by no mask."""
+    def has_varlen_kernel(self, device: torch.device) -> bool:
+        """Whether torch's `varlen_attn` can compute this model's attention."""
         config, dtype = self.config, self.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -774,7 +823,7 @@ class TfEncModel(TfEncPreTrainedModel):
             logger.warning_once(
                 f"varlen {reason}: each sequence is attended to by itself, which is equal, and slower."
             )
-        return reason is None or not is_tracing()
+        return reason is None
 
     def check_inputs(self, shape: tuple[int, ...], ids: Ids, mask: Ids, positions: Ids, segments: Ids) -> None:
         """Raise a ValueError, one sentence, where an input does not fit the model."""
@@ -819,6 +868,57 @@ def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | i
     total = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE_INDEX, reduction="sum"
     )
+    return per_item(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of a linear layer's outputs, which are made for some rows at a time and never kept.
+
+    The gradient of the logits, softmax - one-hot, is known as soon as they are, so it is passed on to rows and weights
+    at once, and the backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        """`x` (rows, hidden), `weight` (classes, hidden), `bias` (classes,), `labels` (rows,), -100 to leave one out."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        matrix, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (weight, bias) if each is not None]
+        x_gradient, total = torch.empty_like(x), torch.zeros((), device=x.device)
+        classes, size = torch.arange(len(weight), device=x.device), max(1, LOGITS_AT_ONCE // len(weight))
+        for first in range(0, len(x), size):
+            part, targets = x[first : first + size], labels[first : first + size, None]
+            kept, targets = targets != IGNORE_INDEX, targets.clamp(min=0)
+            logits = F.linear(part, matrix, offset).float()
+            normalizers = logits.logsumexp(dim=1, keepdim=True)
+            total += ((normalizers - logits.gather(1, targets)) * kept).sum()
+            gradient = ((logits - normalizers).exp() - (classes == targets).float()) * kept
+            if bias is not None:
+                gradients[1] += gradient.sum(dim=0)
+            gradient = gradient.to(x.dtype)
+            gradients[0] += gradient.T @ part
+            x_gradient[first : first + size] = gradient @ matrix
+        ctx.save_for_backward(x_gradient, *gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
+        x_gradient, weight_gradient, *bias_gradient = (gradient * scales[0] for gradient in ctx.saved_tensors)
+        return x_gradient, weight_gradient, bias_gradient[0] if bias_gradient else None, None
+
+
+def linear_cross_entropy(
+    x: Tensor, output: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None
+) -> Tensor:
+    """`cross_entropy` of the logits `output(x)`, without holding them all.
+
+    Args:
+        x: (rows, hidden)
+        labels: (rows,)
+    """
+    check_range("labels", labels, output.out_features, f"give classes, or {IGNORE_INDEX} to leave out", IGNORE_INDEX)
+    total: Tensor = LinearCrossEntropy.apply(x, output.weight, output.bias, labels)
     return per_item(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
 
 
@@ -946,9 +1046,15 @@ class TfEncLanguageModel(TfEncPreTrainedModel):
                 where = labels.flatten() != IGNORE_INDEX
         if where is not None:
             x, labels = x.flatten(0, 1)[where], labels.flatten()[where] if labels is not None else None
-        logits = self.decoder(self.head(x))
-        loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
-        logits = None if where is not None and self.training else logits
+        x = self.head(x)
+        sparse, known = where is not None and self.training, prediction_positions is not None or not is_tracing()
+        if sparse and known and labels is not None and type(self.decoder) is nn.Linear:  # no adapter, say
+            loss: Tensor | None = linear_cross_entropy(x, self.decoder, labels, num_items_in_batch)
+            logits = None
+        else:
+            logits = self.decoder(x)
+            loss = cross_entropy(logits, labels, num_items_in_batch) if labels is not None else None
+            logits = None if sparse else logits
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -28,12 +28,14 @@ class PackedBins(Arrangement):
         sequences: how many rows a bin holds at most.
         predictions: how many predicted tokens it holds at most; None where nobody counts them.
         predicted: the length of a row -> how many of its tokens are predicted, at most.
+        row_length: of all rows, where they have one length and fill a bin.
     """
 
     tokens: int
     sequences: int
     predictions: int | None = None
     predicted: Callable[[int], int] | None = None
+    row_length: int | None = None
 
     @classmethod
     def for_rows(cls, lengths: np.ndarray, tokens: int, predicted: Callable[[int], int] | None = None) -> "PackedBins":
@@ -46,14 +48,16 @@ class PackedBins(Arrangement):
         sizes = np.flatnonzero(counts)
         share = tokens / lengths.sum()  # of all rows, in a bin
         rows = len(lengths) * share
-        sequences = math.ceil(2 * rows) + 8  # they cost nothing
+        # Six deviations of the number of rows that so many tokens are; slots to spare cost the attention a little time.
+        sequences = math.ceil(rows + 6 * math.sqrt(rows) * lengths.std() / lengths.mean()) + 8
+        row_length = int(sizes[0]) if len(sizes) == 1 and tokens % sizes[0] == 0 else None
         if predicted is None:
-            return cls(tokens, sequences)
+            return cls(tokens, sequences, row_length=row_length)
         wanted = {int(size): predicted(int(size)) for size in sizes}
         total = sum(wanted[int(size)] * int(counts[size]) for size in sizes)
         # What is rounded in each row adds up like a random walk.
         predictions = max(math.ceil(total * share + 2 * math.sqrt(rows)), *wanted.values())
-        return cls(tokens, sequences, min(-(-predictions // 8) * 8, tokens), predicted)
+        return cls(tokens, sequences, min(-(-predictions // 8) * 8, tokens), predicted, row_length)
 
     def __call__(self, lengths: np.ndarray, seed: int, epoch: int, block: int = 0) -> list[np.ndarray]:
         """Every row once. Bins are closed when they are full, or when too many others are open.
@@ -111,7 +115,8 @@ class PackedCollator:
             `input_ids`, `position_ids` (from 0 in each sequence) and `labels`, each (1, tokens); `cu_seq_lens_q`
             (slots + 1,) int32, where each sequence begins, and the end as often as slots are left; `max_length_q`, a
             number; and `prediction_positions` (predictions,), where the labels are, with places without one to spare.
-            An empty bin has nothing to predict, and no gradient.
+            An empty bin has nothing to predict, and no gradient. Where all rows have one length they need no packing:
+            `input_ids` and `labels` are (rows, length), and nothing says where sequences begin.
         """
         tokens = self.bins.tokens
         input_ids = np.full(tokens, self.pad_token_id, dtype=np.int64)
@@ -138,4 +143,8 @@ class PackedCollator:
             places = np.flatnonzero(predicted)
             positions[: len(places)] = places
             batch["prediction_positions"] = positions
+        if self.bins.row_length is not None:
+            del batch["position_ids"], batch["cu_seq_lens_q"]
+            whole = {name: batch[name].reshape(-1, self.bins.row_length) for name in ("input_ids", "labels")}
+            return as_tensors(batch | whole)
         return as_tensors(batch) | {"max_length_q": self.max_length}

@@ -111,8 +111,8 @@ def positions(encoder: TfEncModel, layer: int) -> tuple[str, Tensor | None]:
         table = added.table.weight[:shown]
     elif kind == "rotary":
         theta = (config.rope_parameters or {})[(config.layer_types or [])[layer]]["rope_theta"]
-        cosines, _ = rotary_table(torch.arange(shown)[None], config.hidden_size // config.num_attention_heads, theta)
-        text, table = f"{text} Layer {layer + 1} turns with the base {theta:,.0f}.", cosines[0, :, 0, 0]
+        cosines, _ = rotary_table(torch.arange(shown), config.hidden_size // config.num_attention_heads, theta)
+        text, table = f"{text} Layer {layer + 1} turns with the base {theta:,.0f}.", cosines
     return text, None if table is None else table[:, :SHOWN_FEATURES].detach()
 
 

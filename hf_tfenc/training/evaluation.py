@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from ..data.batching import EvaluationBins
 from ..data.collators import EncodedRows
 from ..tasks import Measurement, Task, join
+from .precision import compute_in_bfloat16
 from .signals import StopSignals
 
 DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
@@ -44,7 +45,7 @@ class Evaluation:
             model: not a wrapped one, in which processes wait for each other.
             signals: what asks the run to stop; then there is no result, in all processes alike.
         """
-        model.eval()
+        compute_in_bfloat16(self.accelerator, model.eval())
         parts = []
         for rows, batch in zip(self.bins, self.loader, strict=True):
             if signals is not None and self._any_process(signals.received):

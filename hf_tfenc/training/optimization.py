@@ -1,11 +1,14 @@
 """Optimizers and learning-rate schedules, by name. A new one is one line in a table."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
+
+from .precision import REPLICATED
 
 if TYPE_CHECKING:
     from .arguments import Arguments
@@ -88,6 +91,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.muon.step()
         self.adamw.step()
+
+
+def skip_unless(finite: Tensor, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> bool:
+    """Have the next step change nothing where `finite` is false, without a look at it that would wait for the device.
+
+    Returns:
+        whether the optimizer can do that: torch's fused ones can, over parameters that are not cut into pieces
+    """
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    able = getattr(inner, "_step_supports_amp_scaling", False) and accelerator.distributed_type in REPLICATED
+    if able:
+        inner.found_inf = (~finite).float()
+    return able
 
 
 OPTIMIZERS: dict[str, Callable[[PreTrainedModel, "Arguments"], torch.optim.Optimizer]] = {

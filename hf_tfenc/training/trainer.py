@@ -30,7 +30,8 @@ from .arguments import Arguments, RunError, launch_command
 from .checkpointing import OutputFolder
 from .evaluation import Evaluation
 from .monitor import Monitor
-from .optimization import OPTIMIZERS, make_schedule
+from .optimization import OPTIMIZERS, make_schedule, skip_unless
+from .precision import compute_in_bfloat16
 from .signals import Interrupted, StopSignals, ignore_in_worker
 from .state import load_optimizer, load_rng, rng_file
 
@@ -70,10 +71,26 @@ def training_step(
     total, stops = accelerator.reduce(torch.stack([total, torch.full_like(total, stop())]), reduction="sum")
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-    finite, stopping = torch.stack([torch.isfinite(total + grad_norm), stops > 0]).tolist()  # waits for the device
-    if finite or accelerator.scaler is not None:  # float16's loss scaling skips by itself, and lowers the scale
+    finite, stops = torch.isfinite(total + grad_norm), stops > 0
+    read = reading(torch.stack([finite, stops]))
+    # float16's loss scaling skips by itself, and lowers the scale.
+    if skip_unless(finite, optimizer, accelerator) or accelerator.scaler is not None or read()[0]:
         optimizer.step()
-    return StepResult(total, items, grad_norm, finite, stopping)
+    return StepResult(total, items, grad_norm, *read())
+
+
+def reading(flags: Tensor) -> Callable[[], list[bool]]:
+    """What gives some flags as they are now, and waits for no more of the device's work than made them."""
+    if flags.device.type != "cuda":
+        return flags.tolist
+    copy, arrived = flags.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[bool]:
+        arrived.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -172,7 +189,7 @@ class Trainer:
         self.evaluation = Evaluation(task, eval_rows, args.per_device_eval_batch_size, accelerator)
         self.total_steps = args.max_steps or self.progress.global_step + self.steps_left()
 
-        model.to(accelerator.device)
+        compute_in_bfloat16(accelerator, model.to(accelerator.device))
         optimizer = OPTIMIZERS[args.optim](model, args)
         # The schedule stays unprepared: a prepared one would step once for each process.
         self.schedule = make_schedule(optimizer, args, self.total_steps)
@@ -460,6 +477,5 @@ class Trainer:
             model: evaluated in place of the trained one.
         """
         model = model or self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
-        with self.accelerator.autocast():  # which a model that was not prepared would lack
-            measured = self.evaluation.measure(model, signals)
+        measured = self.evaluation.measure(model, signals)
         return None if measured is None else self.evaluation.metrics(measured)

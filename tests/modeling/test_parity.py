@@ -53,18 +53,18 @@ def test_sinusoidal_table_is_the_formula(length, width):
 
 def test_rotary_positions_turn_pairs_by_their_angle_in_float32():
     positions, theta = torch.tensor([[0, 1, 100, 8000]]), 10_000.0
-    x = torch.randn(1, 4, 2, 1, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = torch.randn(1, 4, 1, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     angle = positions[0, :, None].numpy() / theta ** (np.arange(8, dtype=np.float64) / 8)
-    pairs = x[0, :, :, 0].double().numpy()
+    pairs = x[0, :, 0].double().numpy()
     pairs = pairs[..., :8] + 1j * pairs[..., 8:]
-    turned = pairs * np.exp(1j * angle)[:, None]
+    turned = pairs * np.exp(1j * angle)
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
 
     rotary = rotary_table(positions, 16, theta)
-    assert {table.dtype for table in rotary} == {torch.float32}
+    assert rotary.dtype == torch.float32
     result = rotate(x.float(), rotary)
-    np.testing.assert_allclose(result[0, :, :, 0], expected, rtol=0, atol=2e-3)
-    np.testing.assert_allclose(result[0, :2, :, 0], expected[:2], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(result[0, :, 0], expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(result[0, :2, 0], expected[:2], rtol=0, atol=1e-6)
     assert torch.equal(rotate(x, rotary), result.bfloat16())
 
 

@@ -24,7 +24,13 @@ from hf_tfenc import (
     TfEncModel,
 )
 from hf_tfenc.configuration_tfenc import AUTO_MAP
-from hf_tfenc.modeling_tfenc import ResidualProjection, sinusoidal_table
+from hf_tfenc.modeling_tfenc import (
+    ResidualProjection,
+    RotaryPositions,
+    SinusoidalPositions,
+    rotary_table,
+    sinusoidal_table,
+)
 
 CLASSES = {auto: path.split(".")[1] for auto, path in AUTO_MAP.items() if auto != "AutoConfig"}  # Auto class -> ours
 SAVED = {
@@ -51,8 +57,7 @@ def checkpoints(tmp_path_factory):
                 "encoder": model.base_model(ids).last_hidden_state,
                 "encoder_looking_ahead": ahead(ids).last_hidden_state,
                 "head": model(ids)[0].contiguous(),
-                "table": sinusoidal_table(64, 32),
-            }
+            } | dict(model.base_model.named_buffers())
         save_file({"ids": ids} | outputs, folder / f"{name}.safetensors")
     return folder
 
@@ -76,7 +81,7 @@ def load_by_every_class(folder, names, classes, **options):
                     "class": type(model).__name__ == own,
                     "encoder": torch.equal(encoded, saved["encoder_looking_ahead" if ahead else "encoder"]),
                     "head": own != saved_class or torch.equal(model(saved["ids"])[0], saved["head"]),
-                    "table": all(torch.equal(buffer, saved["table"]) for buffer in model.buffers()),
+                    "table": all(torch.equal(t, saved[key]) for key, t in model.base_model.named_buffers()),
                     "mode": model.dtype == torch.float32,
                 }
             wrong[f"{name} by {auto}"] = [what for what, right in same.items() if not right]
@@ -210,8 +215,7 @@ def test_bfloat16_loads_and_stays_near(checkpoints, auto, corner, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, auto).from_pretrained(tmp_path, dtype=torch.bfloat16, is_causal=False).eval()
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    for table in loaded.buffers():
-        torch.testing.assert_close(table.float(), sinusoidal_table(64, 32), rtol=0, atol=2**-8)
+    check_tables(loaded, tolerance=2**-8)
     if not loaded.config.is_causal:
         ids = token_ids(2, 40)
         exact, rounded = model(ids).last_hidden_state, loaded.base_model(ids).last_hidden_state
@@ -220,6 +224,22 @@ def test_bfloat16_loads_and_stays_near(checkpoints, auto, corner, tmp_path):
 
 
 # --- Initial weights -------------------------------------------------------------------------------------------------
+
+
+def check_tables(model, tolerance=0):
+    """That nothing but tables of positions is in the buffers, and these are right; rotary ones in float32 always."""
+    checked = 0
+    for module in model.modules():
+        if isinstance(module, SinusoidalPositions):
+            expected = sinusoidal_table(64, model.config.hidden_size)
+            torch.testing.assert_close(module.table.float(), expected, rtol=0, atol=tolerance)
+        elif isinstance(module, RotaryPositions):
+            expected = rotary_table(torch.arange(64), module.head_dim, module.theta)
+            assert torch.equal(module.bits.view(torch.float32), expected)
+        else:
+            continue
+        checked += 1
+    assert checked == len(list(model.buffers()))
 
 
 def expected_deviation(config, module):
@@ -265,8 +285,7 @@ def test_initial_weights_of_every_role(corner, way, residual_initializer_scale):
             if getattr(module, "bias", None) is not None:
                 assert not module.bias.any(), name
         assert not model.get_input_embeddings().weight[3].any()
-        for table in model.buffers():
-            torch.testing.assert_close(table, sinusoidal_table(64, 64), rtol=0, atol=0)
+        check_tables(model)
 
 
 def test_embeddings_begin_as_linear_layers_do_unless_told_otherwise():
