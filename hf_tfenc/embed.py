@@ -109,6 +109,8 @@ def read_rows(file: str, out: Path, text_column: str | None, sample_by: SampleBy
     if out.resolve() in (path.resolve() for path in paths):
         raise ValueError(f"{out} is among the files to be read, and would be replaced: choose another name for OUT.")
     origin = Files.of("FILE", paths, sample_by).filled()
+    if sample_by != "line" and not origin.plain_text:
+        raise ValueError(f"--sample_by {sample_by} is for plain text, and {origin.where} is none: leave it out.")
     wanted = [Column("text", "text", TEXT_COLUMNS, text_column, "--text_column")]
     chosen = choose(origin.where, origin.types(), wanted)
     log_guesses(origin.where, wanted, chosen)

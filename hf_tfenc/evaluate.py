@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from .data.sources import load_split
+from .data.sources import ROW_NUMBER, load_split
 from .tasks import TASKS, Task
 from .tokenization import HUB_ID, load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
@@ -39,7 +39,8 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     """Measure the model `args.model_name_or_path` on the data that `args` name.
 
     Leaves `metrics.json` and `predictions.jsonl` in the output folder: the task's metrics with the number of rows, and
-    a JSON object for each row, in their order. A row is numbered from 1 among those that were read.
+    a JSON object for each row, in their order. A row's number, from 1, is that of its file: rows that were left out
+    count, and several files are counted through.
 
     Returns:
         the metrics
@@ -60,6 +61,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     model = load_model(args, task)
     with accelerator.main_process_first():
         source = load_split(source_of(args), kind.columns(args))
+        numbers, source = source[ROW_NUMBER][:], source.remove_columns(ROW_NUMBER)
         rows = task.encode(DatasetDict(test=source))["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
@@ -76,6 +78,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         records = task.predictions(measured, source, rows)
+        records = (record | {"row": numbers[record["row"] - 1]} for record in records)
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         (folder / METRICS_FILE).unlink(missing_ok=True)  # never beside the predictions of another call
         write_text(folder / PREDICTIONS_FILE, "".join(lines))

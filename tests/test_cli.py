@@ -104,6 +104,16 @@ def test_the_folder_can_be_said_and_is_written_anew(model, rows, tmp_path):
     assert not (model / "eval-some").exists()
 
 
+def test_rows_have_the_numbers_of_their_file(model, rows):
+    good = rows.read_text().splitlines()
+    rows.write_text("\n".join([good[0], '{"text":', "", '{"text": " ", "label": "cat"}', *good[1:]]))
+    options = ["--task", "sequence-classification", "--test_file", rows]
+    assert "mend the line" in refusal(model, *options)
+    assert call("eval", model, *options, "--skip_bad_rows").exit_code == 0
+    said = [json.loads(line) for line in (model / "eval-some" / "predictions.jsonl").read_text().splitlines()]
+    assert [(record["row"], record["right"]) for record in said] == [(1, "cat"), (4, "dog"), (5, "cat")]
+
+
 def test_options_are_those_of_the_training_if_the_task_is(model, rows):
     rows.write_text(rows.read_text().replace('"text"', '"body"').replace('"label"', '"kind"'))
     trained = "task: sequence-classification\ntext_column: body\nlabel_column: kind\nmax_seq_length: 8\noptim: adamw"

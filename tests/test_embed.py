@@ -146,6 +146,7 @@ def test_what_is_there_is_replaced_only_when_asked(model, file, tmp_path):
         ({"out": "out.csv"}, r"out\.csv is no file that ends in \.parquet, which is what is written: name it so\.$"),
         ({"file": "nothing.csv"}, r"FILE .*nothing\.csv: there is no such file or folder, check the path\.$"),
         ({"text_column": "body"}, r"has no column 'body': give --text_column one of id \(.*\), text \(.*\)\.$"),
+        ({"sample_by": "paragraph"}, r"--sample_by paragraph is for plain text, and FILE .* is none: leave it out\.$"),
         ({"model_name_or_path": "no/such/folder"}, r"no/such/folder: there is no such folder, check the path\.$"),
     ],
 )

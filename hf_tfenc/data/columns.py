@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, Value
 
 from .values import BadValue, Kind, Reader, commonest_label_type, shown
 
 logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("text", "sentence", "content", "document", "body")  # the conventional names of a text
+ROW_NUMBER = "number of the row"  # a column that no task asks for
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Origin(Protocol):
     def where(self) -> str: ...  # for messages: the option and its value
 
     @property
+    def plain_text(self) -> bool: ...  # what a row is can be chosen
+
+    @property
     def untyped(self) -> bool: ...  # all values are strings, numbers among them
 
     @property
@@ -55,6 +59,8 @@ class Origin(Protocol):
 
     def place(self, row: int) -> str: ...
 
+    def numbers(self, rows: int) -> np.ndarray: ...
+
 
 class NoLabels(ValueError):
     """Not one row has a label."""
@@ -64,12 +70,15 @@ def no_rows(where: str) -> ValueError:
     return ValueError(f"{where}: there is no text in it, give a file that has some.")
 
 
-def take(origin: Origin, columns: Sequence[Column], chosen: dict[str, str], skip_bad_rows: bool) -> Dataset:
+def take(
+    origin: Origin, columns: Sequence[Column], chosen: dict[str, str], skip_bad_rows: bool, numbered: bool = False
+) -> Dataset:
     """The rows of `origin` with the columns a task needs, under the task's names and each of one type.
 
     Args:
         chosen: the source's column for each of the task's, from `choose`
         skip_bad_rows: count and leave out the rows that will not do; otherwise the first of them is a ValueError
+        numbered: add the column `ROW_NUMBER`: where each row stands in its source, from 1
     """
     wanted = [column for column in columns if column.name in chosen]
     rows = origin.load(list(chosen.values()))
@@ -84,13 +93,16 @@ def take(origin: Origin, columns: Sequence[Column], chosen: dict[str, str], skip
         readers = {column.name: _reader(origin, rows, column, chosen[column.name]) for column in wanted}
         bad = dict(_bad_rows(rows, list(readers.values()), empty_texts_are_bad=not text_alone))
     _report(origin, bad, len(rows), {chosen[column.name]: column.option for column in wanted}, skip_bad_rows)
+    features = Features({name: reader.feature for name, reader in readers.items()})
+    if numbered:
+        rows = rows.add_column(ROW_NUMBER, origin.numbers(len(rows)))
+        features[ROW_NUMBER] = Value("int64")
     if bad:
         rows = rows.select(np.setdiff1d(np.arange(len(rows)), list(bad)))
 
-    features = Features({name: reader.feature for name, reader in readers.items()})
     rows = rows.rename_columns({old: new for new, old in chosen.items() if new != old})
     if text_alone:
-        rows = _without_empty(origin.where, rows)
+        rows = _without_empty(origin.where, rows, wanted[0].name)
     if rows.features == features:
         return rows.select_columns(list(features))
     return rows.map(
@@ -98,7 +110,7 @@ def take(origin: Origin, columns: Sequence[Column], chosen: dict[str, str], skip
         batched=True,
         fn_kwargs={"readers": readers},
         features=features,
-        remove_columns=rows.column_names,
+        remove_columns=[name for name in rows.column_names if name != ROW_NUMBER],
         desc="Reading columns",
     )
 
@@ -272,8 +284,7 @@ def _are_strings(rows: Dataset, column: str) -> bool:
     return strings and values.null_count == 0 and _is_valid(values)
 
 
-def _without_empty(where: str, rows: Dataset) -> Dataset:
-    (column,) = rows.column_names
+def _without_empty(where: str, rows: Dataset, column: str) -> Dataset:
     filled = rows.filter(_has_text, input_columns=column, batched=True)
     if not len(filled):
         raise no_rows(where)

@@ -9,11 +9,27 @@ from . import conll
 from .compression import is_openable, open_bytes, uncompressed_name
 
 Piece = tuple[bytes, str | None]  # the bytes of a row, and what is wrong with it
+NO_TOKEN = {"conll": b"-DOCSTART-", "conllu": b"#"}  # begins a line beside those of tokens
 
 
 def damages(path: Path, kind: str, sample_by: str) -> Iterator[str]:
     """What is wrong with each damaged row of a file, in a sentence that begins with the line: "line 3: ..."."""
     return (reason for _, reason in _pieces(path, kind, sample_by) if reason)
+
+
+def are_undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bool]:
+    """Of each row of a file whether it is none of those."""
+    header = kind in ("csv", "tsv")
+    for place, (piece, reason) in enumerate(_pieces(path, kind, sample_by)):
+        if not (header and place == 0) and (reason or _is_row(piece, kind, sample_by)):
+            yield not reason
+
+
+def _is_row(piece: bytes, kind: str, sample_by: str) -> bool:
+    if kind == "text" and sample_by == "line":
+        return True  # a blank line is one too
+    lines = (line for line in piece.splitlines() if line.strip())
+    return any(kind not in NO_TOKEN or not line.startswith(NO_TOKEN[kind]) for line in lines)
 
 
 def undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bytes]:

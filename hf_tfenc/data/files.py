@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ from pandas.api.types import is_string_dtype
 from . import conll
 from .columns import no_rows
 from .compression import is_openable, open_bytes, uncompressed_name
-from .damage import damages, undamaged
+from .damage import are_undamaged, damages, undamaged
 from .streaming import Part, TextStream
 
 logger = logging.getLogger(__name__)
@@ -161,6 +163,7 @@ class Files:
     copies: dict[Path, Path] = field(default_factory=dict)  # read in place of some files, without damaged rows
     damaged: int = 0  # how many such rows there are
     example: str | None = None  # the first of them, and what is wrong with it
+    undamaged: np.ndarray | None = None  # the numbers of the other rows, from 1, where some are damaged
 
     @classmethod
     def of(cls, option: str, files: list[Path], sample_by: SampleBy) -> "Files":
@@ -169,6 +172,11 @@ class Files:
     @property
     def where(self) -> str:
         return f"{self.option} {self.files[0]}" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether what a row is can be chosen."""
+        return self.kind == "text"
 
     @property
     def untyped(self) -> bool:
@@ -195,7 +203,9 @@ class Files:
         files = [path for path in self.files if copies.get(path, path).stat().st_size]
         if not files:
             raise ValueError(f"{reasons[0]} No row is left without such rows.")
-        return replace(self, files=files, copies=copies, damaged=len(reasons), example=reasons[0])
+        left = [are_undamaged(path, self.kind, self.sample_by) for path in self.files]
+        undamaged = np.flatnonzero(np.fromiter(chain.from_iterable(left), dtype=bool)) + 1
+        return replace(self, files=files, copies=copies, damaged=len(reasons), example=reasons[0], undamaged=undamaged)
 
     def _read(self) -> list[Path]:
         return [self.copies.get(path, path) for path in self.files]
@@ -224,6 +234,12 @@ class Files:
             for path in self.files if len(self.files) > 1 else []:
                 replace(self, files=[path]).load(columns)  # says which file it was
             raise
+
+    def numbers(self, rows: int) -> np.ndarray:
+        """The number of each of the rows that `load` returns, from 1, counted through all files."""
+        if self.undamaged is not None and len(self.undamaged) == rows:  # else a long text became many rows
+            return self.undamaged
+        return np.arange(1, rows + 1)
 
     def stream(self, column: str) -> TextStream:
         """One of the columns, a part a file, read as it is needed and copied nowhere."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.utils import logging as hub_logging
@@ -31,6 +32,7 @@ class Loaded:
     where: str
     rows: Dataset | IterableDataset
     version: str = ""  # of the dataset
+    plain_text: bool = False
     untyped = False
     damaged = 0
     example = None
@@ -47,6 +49,10 @@ class Loaded:
     def load(self, columns: list[str]) -> Dataset:
         rows = self.rows.select_columns(columns)
         return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(STREAMED_ROWS)))
+
+    def numbers(self, rows: int) -> np.ndarray:
+        """The number of each of the rows that `load` returns, from 1."""
+        return np.arange(1, rows + 1)
 
     def stream(self, column: str) -> TextStream:
         """One of the columns, read as it is needed, in the order of the dataset."""
@@ -96,7 +102,9 @@ def dataset_origins(
             options = {"sample_by": sample_by} if getattr(builder.config, "sample_by", None) == "line" else {}
             loaded = datasets.load_dataset(path, config_name, revision=revision, streaming=streaming, **options)
             found = {
-                str(split): Loaded(f"{where}, split {split}", rows, str(builder.hash))
+                str(split): Loaded(
+                    f"{where}, split {split}", rows, str(builder.hash), hasattr(builder.config, "sample_by")
+                )
                 for split, rows in loaded.items()
             }
     except DatasetNotFoundError as error:

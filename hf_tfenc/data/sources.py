@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
 
-from .columns import TEXT_COLUMNS, Column, NoLabels, Origin, choose, log_guesses, no_rows, take
+from .columns import ROW_NUMBER, TEXT_COLUMNS, Column, NoLabels, Origin, choose, log_guesses, no_rows, take
 from .files import FileOption, Files, SampleBy, find_files
 from .hub import dataset_origins
 from .splits import choose_held_out, hold_out, log_shared_rows, text_hashes
@@ -16,7 +16,17 @@ from .stdlib_corpus import stdlib_documents
 from .streaming import TextStream
 from .values import LABEL_TYPES
 
-__all__ = ["TEXT_COLUMNS", "Column", "FileOption", "SampleBy", "Source", "load_split", "load_splits", "load_stream"]
+__all__ = [
+    "ROW_NUMBER",
+    "TEXT_COLUMNS",
+    "Column",
+    "FileOption",
+    "SampleBy",
+    "Source",
+    "load_split",
+    "load_splits",
+    "load_stream",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +157,7 @@ def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, 
 def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] = ("test", "validation")) -> Dataset:
     """One split alone, the first of `prefer` that the source has: for the evaluation of a model that is trained.
 
+    The column `ROW_NUMBER` says where each row stands in its source, from 1.
     Raises ValueError or OSError with one sentence, as `load_splits` does, and where the source has none of these.
     """
     origins = _origins(source, training=False)
@@ -157,7 +168,7 @@ def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] 
     origin = origins[split]
     chosen = choose(origin.where, origin.types(), columns)
     log_guesses(origin.where, columns, chosen)
-    return _first(take(origin, columns, chosen, source.skip_bad_rows), source.max_eval_samples)
+    return _first(take(origin, columns, chosen, source.skip_bad_rows, numbered=True), source.max_eval_samples)
 
 
 def _first(rows: Dataset, limit: int | None) -> Dataset:
@@ -182,6 +193,10 @@ def _origins(source: Source, training: bool, streaming: bool = False) -> dict[st
         if value is not None:
             found[split] = _split_files(f"--{split}_file", value, split, source.sample_by)
     found = {split: found[split] for split in ("train", "validation", "test") if split in found}
+    # An evaluation may have it from the model's training, on other data.
+    if training and source.sample_by != "document" and not any(origin.plain_text for origin in found.values()):
+        where = next(iter(found.values())).where if found else "the built-in corpus"
+        raise ValueError(f"--sample_by {source.sample_by} is for plain text, and {where} is none: leave it out.")
     for split, origin in found.items():
         if isinstance(origin, Files):
             mended = source.skip_bad_rows and not (streaming and split == "train")  # a stream is copied nowhere

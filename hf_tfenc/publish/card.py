@@ -233,7 +233,7 @@ def card_text(
         duration=duration(metrics["train_runtime"]),
         options=options_of(args),
         citation_key=re.sub(r"\W+", "-", Path(where).name),
-        architecture=None if args.model_name_or_path else ARCHITECTURES.get(args.preset.split("-")[0]),
+        architecture=None if args.model_name_or_path else ARCHITECTURES.get(str(args.preset).split("-")[0]),
     )
     return str(card)
 
@@ -325,10 +325,9 @@ def fence_of(texts: list[str]) -> str:
 
 def options_of(args: Arguments) -> str:
     """The options that are not the defaults, as YAML."""
+    changed, defaults = dataclasses.asdict(args), dataclasses.asdict(Arguments())
     changed = {
-        option.name: getattr(args, option.name)
-        for option in dataclasses.fields(args)
-        if option.name not in UNSAID and getattr(args, option.name) != option.default
+        name: value for name, value in changed.items() if name not in UNSAID and value not in (None, defaults[name])
     }
     changed |= {name: public_name(changed[name]) for name in ("tokenizer_name",) if name in changed}
     return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip() if changed else ""

@@ -35,7 +35,7 @@ class CausalLM(LanguageModeling):
     auto_class = AutoModelForCausalLM
     pipeline_tag = "text-generation"
     description = "causal language modelling"
-    epochs = 8
+    epochs = 3
     reported = {
         "eval_accuracy": "next-token accuracy",
         "eval_loss": "loss, nats a token",

@@ -51,7 +51,7 @@ class Embedding(Task):
     auto_class = AutoModel
     pipeline_tag = "feature-extraction"
     description = "contrastive learning on pairs of texts, or on their scores"
-    epochs = 4
+    epochs = 3
     reported = {
         "eval_accuracy": "retrieval accuracy (the first found is right)",
         "eval_mrr": "mean reciprocal rank",

@@ -223,7 +223,7 @@ class Task(ABC):
         if args.model_name_or_path is not None:
             config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
             return getattr(config, "type_vocab_size", 0) > 0
-        return preset_config(args.preset, **args.parsed_config_overrides()).type_vocab_size > 0
+        return preset_config(str(args.preset), **args.parsed_config_overrides()).type_vocab_size > 0
 
 
 def sum_backward(

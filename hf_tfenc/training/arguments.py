@@ -26,6 +26,7 @@ from ..presets import PRESETS
 from ..tasks import TASKS
 from .optimization import OPTIMIZERS, SCHEDULES
 
+PRESET = "modern-tiny"
 CONFIG_FILE = "train_config.yaml"  # in an output folder, the options of its run
 # Options that other tasks would ignore.
 TASK_OPTIONS = {
@@ -67,7 +68,9 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 @dataclass
 class ModelArguments:
-    preset: str = option("modern-tiny", "a named configuration", choices=sorted(PRESETS))
+    preset: str | None = option(
+        None, f"a named configuration; {PRESET} if there is no model_name_or_path", choices=sorted(PRESETS)
+    )
     model_name_or_path: str | None = option(
         None, "start from this checkpoint (folder or Hub id; a BERT or ModernBERT too) and not from a preset"
     )
@@ -215,6 +218,8 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
+        if self.preset is None and self.model_name_or_path is None:
+            self.preset = PRESET
         if self.streaming and self.max_steps is not None and self.eval_steps is None:
             self.eval_steps = max(1, self.max_steps // STREAM_EVALUATIONS)
 
@@ -268,6 +273,11 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         self._refuse_for_packing()
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
+        if self.preset and self.model_name_or_path:
+            raise OptionError(
+                f"--preset {self.preset} is for a new model, and --model_name_or_path {self.model_name_or_path} has a "
+                "shape of its own: leave one of the two out."
+            )
         if not 0 <= self.lora_dropout < 1:
             raise OptionError(f"--lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
         if self.lora_r is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):

@@ -51,7 +51,7 @@ def new_model(
     overrides: dict[str, Any],
 ) -> PreTrainedModel:
     """A model of the preset's shape, with random weights or those of `saved`."""
-    config = preset_config(args.preset, **new_model_options(args, tokenizer) | overrides)
+    config = preset_config(str(args.preset), **new_model_options(args, tokenizer) | overrides)
     if saved is None:
         return task.auto_class.from_config(config, **attention_options(args))
     model, loading = task.auto_class.from_pretrained(

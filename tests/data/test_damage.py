@@ -9,7 +9,7 @@ import pytest
 
 from hf_tfenc.data.damage import damages, undamaged
 from hf_tfenc.data.files import kind_of
-from hf_tfenc.data.sources import Column, Source, load_splits
+from hf_tfenc.data.sources import ROW_NUMBER, Column, Source, load_split, load_splits
 
 pytestmark = pytest.mark.usefixtures("cache", "offline")
 
@@ -80,7 +80,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "content", "columns", "reasons", "left"), CASES, ids=[case[0] for case in CASES])
 def test_damaged_rows(write, log, name, content, columns, reasons, left):
     path = write(name, content)
-    source = {"train_file": path, "validation_file": write(f"good/{name}", undamaged_bytes(path)), "sample_by": "line"}
+    source = {"train_file": path, "validation_file": write(f"good/{name}", undamaged_bytes(path)), **by_line(name)}
     with pytest.raises(ValueError) as error:
         load_splits(Source(**source), columns)
     # Some readers let bytes pass that others do not, so that the first reason is one of ours, but not always the first.
@@ -94,6 +94,42 @@ def test_damaged_rows(write, log, name, content, columns, reasons, left):
         f"--train_file {path}: {len(reasons)} of {rows + len(reasons)} rows are bad and left out, "
         f"such as --train_file {path}, {reasons[0].rstrip('.')}."
     ]
+
+
+@pytest.mark.parametrize(("name", "content", "columns", "reasons", "left"), CASES, ids=[case[0] for case in CASES])
+def test_rows_keep_their_numbers(write, name, content, columns, reasons, left):
+    """In each case the damaged rows lie between the two that are left."""
+    files = [write(f"{copy}/{name}", content) for copy in ("one", "two")]
+    first, last = 1, len(reasons) + 2
+    for number, expected in ((1, [first, last]), (2, [first, last, last + first, last + last])):
+        rows = load_split(Source(test_file=files[:number], skip_bad_rows=True, **by_line(name)), columns)
+        assert rows[ROW_NUMBER][:] == expected
+
+
+def test_numbers_of_rows_beside_blank_lines_and_comments(write):
+    numbered = {
+        "a.csv": b"text,label\n\na,1\n\xff,1\n\nb,1\n",
+        "a.conllu": ("# newdoc\n\n" + GOOD_CONLLU + "1\ta\n\n" + GOOD_CONLLU).encode(),
+        "a.conll": b"-DOCSTART- O\n\na O\n\nb\n\nc O\n",
+        "a.txt": b"a\n\n\xff\nb\n",
+    }
+    for name, content in numbered.items():
+        columns = [TEXT] if name == "a.txt" else [TEXT, LABEL] if name == "a.csv" else [WORDS, TAGS]
+        rows = load_split(Source(test_file=write(name, content), skip_bad_rows=True, **by_line(name)), columns)
+        assert rows[ROW_NUMBER][:] == ([1, 4] if name == "a.txt" else [1, 3]), name
+
+
+def test_a_long_text_in_parts_is_numbered_by_the_part(write, monkeypatch):
+    monkeypatch.setattr("hf_tfenc.data.files.LONG_DOCUMENT", 100)
+    monkeypatch.setattr("hf_tfenc.data.files.PART_CHARACTERS", 50)
+    files = [write("long.txt", "some words\n" * 20), write("damaged.txt", b"\xff")]
+    rows = load_split(Source(test_file=files, skip_bad_rows=True), [TEXT])
+    assert rows[ROW_NUMBER][:] == list(range(1, len(rows) + 1)) and len(rows) > 2
+
+
+def by_line(name):
+    """A row of plain text is a line."""
+    return {"sample_by": "line"} if name.endswith(".txt") else {}
 
 
 def undamaged_bytes(path):
@@ -151,7 +187,7 @@ def test_damaged_rows_of_compressed_files(write, suffix, compress):
     for name, content, columns, reasons, left in CASES:
         path = write(f"{name}.{suffix}", compress(content))
         good = write(f"good/{name}.{suffix}", compress(undamaged_bytes(path)))
-        source = {"train_file": path, "validation_file": good, "sample_by": "line"}
+        source = {"train_file": path, "validation_file": good, **by_line(name)}
         with pytest.raises(ValueError) as error:
             load_splits(Source(**source), columns)
         assert str(error.value) in [f"--train_file {path}, {reason}" for reason in reasons]

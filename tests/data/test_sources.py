@@ -410,6 +410,15 @@ def test_options_out_of_range(options, expected):
     assert sentence(None, **options) == expected
 
 
+def test_what_a_row_is_can_be_chosen_of_plain_text_alone(write):
+    table, text = write("a.jsonl", [{"text": "a"}, {"text": "b"}]), write("a.txt", "a\nb\n")
+    said = "--sample_by line is for plain text, and {} is none: leave it out."
+    assert sentence(table, sample_by="line") == said.format(f"--train_file {table}")
+    assert sentence(None, sample_by="line") == said.format("the built-in corpus")
+    for pair in ((table, text), (text, table)):
+        assert load_text_splits(*pair, sample_by="line").num_rows == {"train": 2, "validation": 2}
+
+
 TEXT, LABEL = Column("text", "text", (), option="--text_column"), Column("label", "label", (), option="--label_column")
 WORDS, TAGS = Column("words", "words", ()), Column("tags", "tags", ())
 SCORE = Column("score", "number", (), option="--score_column")

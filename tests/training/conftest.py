@@ -26,12 +26,18 @@ TINY = {
 }
 
 
+def with_tiny(options):
+    """Options over those of a tiny run; a trained model has a shape already."""
+    no_preset = {"preset": None} if options.get("model_name_or_path") else {}
+    return {name: value for name, value in {**TINY, **no_preset, **options}.items() if value is not None}
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Options of a tiny run, with others over them."""
 
     def tiny(**options):
-        return Arguments(**{"output_dir": str(tmp_path / "out"), **TINY, **options})
+        return Arguments(**{"output_dir": str(tmp_path / "out"), **with_tiny(options)})
 
     return tiny
 
@@ -41,7 +47,7 @@ def tiny_argv(tmp_path):
     """The same as a command line."""
 
     def tiny_argv(**options):
-        options = {"output_dir": tmp_path / "out", **TINY, **options}
+        options = {"output_dir": tmp_path / "out", **with_tiny(options)}
         return [f"--{name}={value}" for name, value in options.items()]
 
     return tiny_argv

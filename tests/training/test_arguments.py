@@ -137,6 +137,22 @@ def test_mistakes_in_a_file(config, text, sentence):
     assert_sentence(error, sentence.replace("FILE", argv[1]))
 
 
+def test_a_preset_is_for_a_new_model():
+    assert Arguments().preset == "modern-tiny" and parse_arguments(["--preset", "bert-base"]).preset == "bert-base"
+    with pytest.raises(OptionError) as error:
+        parse_arguments(["--preset", "modern-tiny", "--model_name_or_path", "outputs/mlm"])
+    assert_sentence(
+        error,
+        "--preset modern-tiny is for a new model, and --model_name_or_path outputs/mlm has a shape of its own: "
+        "leave one of the two out.",
+    )
+
+
+def test_a_run_from_a_trained_model_runs_again_from_its_file(config):
+    args = parse_arguments(["--model_name_or_path", "outputs/mlm"])
+    assert args.preset is None and parse_arguments(config(args.to_yaml())) == args
+
+
 STREAM = {"streaming": True, "train_file": ["a.txt"], "max_steps": 250}
 
 

@@ -44,7 +44,7 @@ def start(tiny, tmp_path, texts):
 
     def start(**options):
         given = {"model_name_or_path": str(tmp_path / "pretrained"), "train_file": [str(tmp_path / "rows.parquet")]}
-        args = tiny(**{"config_overrides": None, "preset": "modern-tiny", **given, **options})
+        args = tiny(**{"config_overrides": None, **given, **options})
         return args, run(args)
 
     return start

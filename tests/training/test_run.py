@@ -252,7 +252,7 @@ def test_texts_for_a_tokenizer_are_read_anew_each_time():
 
 def test_a_run_can_start_from_another_ones_model(finished, tmp_path, capsys):
     args, metrics = finished
-    start = vars(args) | {"model_name_or_path": args.output_dir, "output_dir": str(tmp_path / "more")}
+    start = vars(args) | {"preset": None, "model_name_or_path": args.output_dir, "output_dir": str(tmp_path / "more")}
     further = run(Arguments(**start | {"learning_rate": 1e-9, "max_steps": 1}))
     assert further["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-3)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "more")
