@@ -18,7 +18,6 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .configuration_tfenc import TfEncConfig
 from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
 from .data.files import Files, SampleBy, find_files
 from .data.values import shown
@@ -141,9 +140,6 @@ def load_model(name_or_path: str, encoding: Encoding) -> Any:
         raise OSError(f"--model_name_or_path {name_or_path}: there is no such folder, check the path.")
     dtype = torch.bfloat16 if encoding.bf16 else torch.float32
     model = SentenceTransformer(name_or_path, model_kwargs={"dtype": dtype})
-    for module in transformers_in(model):
-        if module.config.model_type == TfEncConfig.model_type:
-            module.set_attn_implementation("varlen")
     if encoding.max_seq_length is not None:
         model.max_seq_length = encoding.max_seq_length
     return model

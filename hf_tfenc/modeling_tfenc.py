@@ -676,6 +676,10 @@ class TfEncPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": TfEncLayer, "attentions": TfEncAttention}
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """What is asked for, or else `varlen`: sdpa without work on padding."""
+        return super().get_correct_attn_implementation(requested_attention or "varlen", is_init_check)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std, config = self.config.initializer_range, self.config
@@ -880,28 +884,29 @@ class LinearCrossEntropy(torch.autograd.Function):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         matrix, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (weight, bias) if each is not None]
-        x_gradient, total = torch.empty_like(x), torch.zeros((), device=x.device)
         classes, size = torch.arange(len(weight), device=x.device), max(1, LOGITS_AT_ONCE // len(weight))
+        # Nothing is written in place: torch 2.11 compiles what is saved as it was before.
+        total, x_gradients = torch.zeros((), device=x.device), []
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         for first in range(0, len(x), size):
             part, targets = x[first : first + size], labels[first : first + size, None]
             kept, targets = targets != IGNORE_INDEX, targets.clamp(min=0)
             logits = F.linear(part, matrix, offset).float()
             normalizers = logits.logsumexp(dim=1, keepdim=True)
-            total += ((normalizers - logits.gather(1, targets)) * kept).sum()
+            total = total + ((normalizers - logits.gather(1, targets)) * kept).sum()
             gradient = ((logits - normalizers).exp() - (classes == targets).float()) * kept
-            if bias is not None:
-                gradients[1] += gradient.sum(dim=0)
+            if bias_gradient is not None:
+                bias_gradient = bias_gradient + gradient.sum(dim=0)
             gradient = gradient.to(x.dtype)
-            gradients[0] += gradient.T @ part
-            x_gradient[first : first + size] = gradient @ matrix
-        ctx.save_for_backward(x_gradient, *gradients)
+            weight_gradient = weight_gradient + gradient.T @ part
+            x_gradients.append(gradient @ matrix)
+        ctx.save_for_backward(torch.cat([x[:0], *x_gradients]), weight_gradient, bias_gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
-        x_gradient, weight_gradient, *bias_gradient = (gradient * scales[0] for gradient in ctx.saved_tensors)
-        return x_gradient, weight_gradient, bias_gradient[0] if bias_gradient else None, None
+        return *(None if gradient is None else gradient * scales[0] for gradient in ctx.saved_tensors), None
 
 
 def linear_cross_entropy(

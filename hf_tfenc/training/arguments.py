@@ -79,7 +79,7 @@ class ModelArguments:
     )
     attn_implementation: str | None = option(
         None,
-        "sdpa, varlen, eager, flex_attention or flash_attention_2; varlen if not given for packed rows, else sdpa",
+        "varlen (if not given), sdpa, eager, flex_attention or flash_attention_2",
     )
     tokenizer_name: str | None = option(
         None, "use this tokenizer (folder or Hub id) and do not train one; a model that has another is fitted to it"

@@ -108,9 +108,8 @@ def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
 
 
 def attention_options(args: Arguments) -> dict[str, Any]:
-    """The attention that the options name, or the one made for packed rows; else the choice is left to transformers."""
-    name = args.attn_implementation or ("varlen" if args.packing == "packed" else None)
-    return {"attn_implementation": name} if name else {}
+    """The attention that the options name; else the choice is left to the model."""
+    return {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
 
 
 def check_kind(name_or_path: str, where: str) -> None:

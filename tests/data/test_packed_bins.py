@@ -1,6 +1,7 @@
 """Rows packed into batches of one shape."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hf_tfenc.data.batching import TrainingBins
 from hf_tfenc.data.collators import EncodedRows
-from hf_tfenc.data.packing import PackedBins
+from hf_tfenc.data.packing import PackedBins, PackedCollator
 from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks import TASKS
 from hf_tfenc.training.arguments import Arguments
@@ -134,3 +135,25 @@ def test_the_loss_is_that_of_padded_rows(packed_task, attention):
         padded = task.collator(training=True)(rows)
         expected = model(**padded, num_items_in_batch=7).loss
         torch.testing.assert_close(model(**batch, num_items_in_batch=7).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["mlm", "causal-lm"])
+def test_rows_of_one_length_are_a_batch_as_they_are(tokenizer, name):
+    """On a CPU by sdpa and its masks, on a GPU by kernels that need none."""
+    options = {"task": name, "max_seq_length": 16, "packing": "packed", "tokens_per_batch": 64}
+    task = TASKS[name](Arguments(**options), copy.deepcopy(tokenizer))
+    random = np.random.default_rng(0)
+    rows = [{"input_ids": random.integers(5, 200, 16), "epoch": 0, "row": row} for row in range(3)]
+    bins, collate = task.training_batches(np.full(30, 16))
+    whole = collate(rows)
+    assert whole["input_ids"].shape == whole["labels"].shape == (4, 16)
+    assert not {"position_ids", "cu_seq_lens_q", "max_length_q"} & set(whole)
+    assert task.count_tokens(whole) == 48 and (whole["labels"][3] == -100).all()
+    packed = PackedCollator(replace(bins, row_length=None), collate.pad_token_id, collate.label_row, 16)(rows)
+    assert torch.equal(packed["labels"].flatten(), whole["labels"].flatten())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = preset_config("modern-tiny", vocab_size=len(task.tokenizer), sliding_window=4, **sizes)
+    torch.manual_seed(0)
+    model = task.auto_class.from_config(config).train()
+    torch.testing.assert_close(model(**whole).loss, model(**packed).loss)
+    assert task.training_batches(np.array([16, 15]))[0].row_length is None

@@ -10,8 +10,9 @@ from hf_tfenc import (
     TfEncForMaskedLM,
     TfEncForQuestionAnswering,
     TfEncForSequenceClassification,
+    modeling_tfenc,
 )
-from hf_tfenc.modeling_tfenc import squared_error
+from hf_tfenc.modeling_tfenc import cross_entropy, linear_cross_entropy, squared_error
 
 
 def head_and_batch(head, corner="classic", count=6):
@@ -151,3 +152,59 @@ def test_bfloat16_losses_are_computed_in_float32():
     output = model(ids, labels=ids)
     assert output.logits.dtype == torch.bfloat16
     assert output.loss.dtype == torch.float32
+
+
+# --- Without the logits ----------------------------------------------------------------------------------------------
+
+
+def some_rows(bias):
+    torch.manual_seed(0)
+    output, x = torch.nn.Linear(16, 300, bias=bias), torch.randn(50, 16, requires_grad=True)
+    labels = torch.randint(300, (50,))
+    labels[::7] = -100
+    return output, x, labels
+
+
+def loss_and_gradients(loss, x, output):
+    return [loss.detach(), *torch.autograd.grad(loss, [x, *output.parameters()])]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("rows_at_once", [50, 20, 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_loss_that_never_holds_its_logits_is_the_plain_one(monkeypatch, bias, rows_at_once, compiled):
+    monkeypatch.setattr(modeling_tfenc, "LOGITS_AT_ONCE", 300 * rows_at_once)
+    output, x, labels = some_rows(bias)
+    function = torch.compile(linear_cross_entropy, backend="aot_eager") if compiled else linear_cross_entropy
+    result = loss_and_gradients(function(x, output, labels, 7), x, output)
+    expected = loss_and_gradients(cross_entropy(output(x), labels, 7), x, output)
+    torch.testing.assert_close(result, expected)
+
+
+def test_its_gradients_are_right_to_the_second_figure_in_bfloat16_and_without_rows_zero():
+    output, x, labels = some_rows(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = loss_and_gradients(linear_cross_entropy(x, output, labels, None), x, output)
+        none = loss_and_gradients(linear_cross_entropy(x[:0], output, labels[:0], None), x, output)
+    expected = loss_and_gradients(cross_entropy(output(x), labels, None), x, output)
+    for found, right in zip(result, expected, strict=True):
+        assert found.dtype == torch.float32 and (found - right).norm() < 0.02 * right.norm()
+    assert not any(gradient.any() for gradient in none)
+
+
+def test_training_makes_no_tensor_of_all_logits(monkeypatch):
+    monkeypatch.setattr(modeling_tfenc, "LOGITS_AT_ONCE", 2000)
+    largest = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            largest.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    model = build(TfEncForMaskedLM, tiny("classic", vocab_size=1000, **NO_DROPOUT)).train()
+    ids = token_ids(4, 12)
+    with Watching():
+        model(ids, labels=ids, prediction_positions=torch.arange(40)).loss.backward()
+    weights = max(parameter.numel() for parameter in model.parameters())
+    assert max(largest) == max(weights, 2000) < 40 * 1000

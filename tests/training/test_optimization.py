@@ -10,7 +10,14 @@ from torch import nn
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
-from hf_tfenc.training.optimization import DECAY_SHARE, OPTIMIZERS, SCHEDULES, make_schedule, warmup_steps
+from hf_tfenc.training.optimization import (
+    DECAY_SHARE,
+    OPTIMIZERS,
+    SCHEDULES,
+    make_schedule,
+    skip_unless,
+    warmup_steps,
+)
 
 SIZES = {
     "vocab_size": 50,
@@ -71,6 +78,29 @@ def test_adam_is_the_textbooks(model, options, name, plain):
     steps(reference, expected, 1, 2, 3)
     for parameter, same in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(parameter, same, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_step_that_is_skipped_on_the_device_was_never_made(model, options, name, bad):
+    other, accelerator = copy.deepcopy(model), Accelerator(cpu=True)
+    skipping, plain = OPTIMIZERS[name](model, options()), OPTIMIZERS[name](other, options())
+    for number in range(1, 5):
+        give_gradients(model, number)
+        if number == bad:
+            next(model.parameters()).grad[0] = torch.nan
+        assert skip_unless(torch.tensor(number != bad), skipping, accelerator)
+        skipping.step()
+        if number != bad:
+            steps(other, plain, number)
+    for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter, same, rtol=0, atol=0)
+        states = skipping.state[parameter], plain.state[same]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_an_optimizer_that_cannot_skip_says_so(model):
+    assert not skip_unless(torch.tensor(True), torch.optim.SGD(model.parameters()), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

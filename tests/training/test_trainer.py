@@ -23,6 +23,7 @@ from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import RunError
 from hf_tfenc.training.monitor import Monitor
+from hf_tfenc.training.signals import Interrupted
 from hf_tfenc.training.trainer import Totals, Trainer, in_groups, training_step
 
 NO_DROPOUT = {"embedding_dropout": 0.0, "hidden_dropout": 0.0, "mlp_dropout": 0.0}
@@ -416,6 +417,34 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_names_its_rows(make_tra
     bins = PaddedBins(4)(np.array(trainer.train_bins.lengths), 42, 0)
     assert skipped == {"step": 3, "skipped": True, "loss": None, "rows": [int(r) for b in bins[4:6] for r in b]}
     assert [record["loss"] is None for record in records if "grad_norm" in record] == [i == 2 for i in range(5)]
+
+
+def test_what_is_heard_of_a_step_one_step_later_is_the_same(make_trainer, tmp_path):
+    """On a GPU the next step is under way before the last one is judged."""
+    runs = []
+    for lag in (0, 1):
+        trainer, output = make_trainer(max_steps=10, logging_steps=4, save_steps=5), NoFolder()
+        trainer.lag = lag
+        spoil(trainer, {3, 8})
+        runs.append((trained(trainer, tmp_path, output), output.saved, weights(trainer)))
+        for _, state in output.saved:
+            del state["progress"]["seconds"]
+    assert [record["step"] for record in runs[0][0] if record.get("skipped")] == [3, 8]
+    assert runs[0][:2] == runs[1][:2] and runs[0][2].equal(runs[1][2])
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_that_is_asked_to_stop_does_so_within_the_lag(make_trainer, tmp_path, lag):
+    trainer, output = make_trainer(max_steps=10, logging_steps=100), NoFolder()
+    trainer.lag = lag
+    names = [None] * 3 + ["SIGTERM"] * 7  # from the fourth step on
+    trainer.model.register_forward_pre_hook(
+        lambda model, _: setattr(trainer.signals, "name", names[trainer.progress.global_step])
+    )
+    with pytest.raises(Interrupted, match=f"after step {4 + lag}"):
+        trained(trainer, tmp_path, output)
+    ((step, state),) = output.saved
+    assert step == state["progress"]["consumed_bins"] == 4 + lag
 
 
 def test_too_many_such_steps_end_the_run_with_the_last_good_state(make_trainer, tmp_path):
