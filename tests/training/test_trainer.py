@@ -426,9 +426,9 @@ def test_what_is_heard_of_a_step_one_step_later_is_the_same(make_trainer, tmp_pa
         trainer, output = make_trainer(max_steps=10, logging_steps=4, save_steps=5), NoFolder()
         trainer.lag = lag
         spoil(trainer, {3, 8})
-        runs.append((trained(trainer, tmp_path, output), output.saved, weights(trainer)))
-        for _, state in output.saved:
-            del state["progress"]["seconds"]
+        records = trained(trainer, tmp_path, output)
+        saved = [state["progress"] | {"seconds": None} for _, state in output.saved]
+        runs.append((records, saved, weights(trainer)))
     assert [record["step"] for record in runs[0][0] if record.get("skipped")] == [3, 8]
     assert runs[0][:2] == runs[1][:2] and runs[0][2].equal(runs[1][2])
 
