@@ -125,7 +125,7 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """
     cos, sin = rotary[:, :, :, None]
     first, second = x.chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((second, first), dim=-1).float() * sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin).to(x.dtype)  # summed up in float32
 
 
 def rotate_nothing(x: Tensor, rotary: None) -> Tensor:
