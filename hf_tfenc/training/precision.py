@@ -30,7 +30,7 @@ def compute_in_bfloat16(accelerator: Accelerator, model: nn.Module) -> None:
     """
     if accelerator.mixed_precision != "bf16" or accelerator.distributed_type not in REPLICATED:
         return
-    if isinstance(getattr(model.forward, "in_bfloat16", None), _Forward):
+    if hasattr(model, "cast_forward"):  # `prepare` may have wrapped it since
         return
     kept = _Forward(model)
 
@@ -40,5 +40,4 @@ def compute_in_bfloat16(accelerator: Accelerator, model: nn.Module) -> None:
         with torch.autocast(accelerator.device.type, enabled=False):
             return torch.func.functional_call(kept, weights, args, kwargs)
 
-    forward.in_bfloat16 = kept  # type: ignore[attr-defined]
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = model.cast_forward = forward  # type: ignore[method-assign, assignment]

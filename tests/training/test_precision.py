@@ -36,13 +36,14 @@ def test_all_is_bfloat16_but_the_weights_and_their_gradients(accelerator, preset
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     compute_in_bfloat16(accelerator, model)
+    prepared = accelerator.prepare(model)
     forward = model.forward
     compute_in_bfloat16(accelerator, model)
-    assert model.forward is forward, "cast once, however often it is asked"
+    assert model.forward is forward, "cast once, however often it is asked: another function would be compiled anew"
     seen = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
-    loss = accelerator.prepare(model)(**batch).loss
+    loss = prepared(**batch).loss
     loss.backward()
     assert seen == [torch.bfloat16] * 2 and loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
