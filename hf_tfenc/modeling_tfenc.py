@@ -284,7 +284,7 @@ class Unpadding(NamedTuple):
 def find_padding(attention_mask: Tensor) -> Unpadding | None:
     """What is no padding; None where that lies between the tokens of a row, or where there is nothing else.
 
-    An accelerator is waited for here, once for a batch.
+    An accelerator is waited for here.
     """
     kept = attention_mask != 0
     lengths = kept.sum(dim=1, dtype=torch.int32)
@@ -294,8 +294,9 @@ def find_padding(attention_mask: Tensor) -> Unpadding | None:
     longest, shortest, gapped = torch.stack([lengths.amax(), lengths.amin(), gaps.any().int()]).tolist()
     if gapped or longest == 0:
         return None
-    places = kept.flatten().nonzero()[:, 0]
-    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest, shortest == kept.shape[1])
+    is_whole = shortest == kept.shape[1]
+    places = torch.arange(kept.numel(), device=kept.device) if is_whole else kept.flatten().nonzero()[:, 0]
+    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest, is_whole)
 
 
 def sequence_starts(packing: Packing) -> Tensor:
