@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from hf_tfenc import TfEncConfig, TfEncForMaskedLM
-from hf_tfenc.data.collators import PaddedCollator
+from hf_tfenc.data.collators import PaddedCollator, to_device
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.convert import from_bert, from_modernbert, to_bert_config, to_modernbert_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
@@ -187,13 +187,6 @@ class Contender:
     run: Callable[[], None]
     memory: float = 0.0  # GB at the most, the model's own included
     seconds: list[float] = field(default_factory=list)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
 
 
 def pinned(batches: list[Batch]) -> list[Batch]:

@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.data.batching import EvaluationBins, TrainingBins
-from hf_tfenc.data.collators import EncodedRows, PaddedCollator
+from hf_tfenc.data.collators import EncodedRows, PaddedCollator, to_device
 from hf_tfenc.data.sources import load_splits
 from hf_tfenc.presets import preset_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
@@ -70,10 +70,6 @@ def arguments(data: str, options: dict[str, Any]) -> Arguments:
     return Arguments(**recipe | {"dataset_name": data} | options)
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
 # --- Contenders: a model, its optimizer, its batches, its step ----------------------------------------------------------
 
 
@@ -106,7 +102,7 @@ class Ours:
 
     def step(self, batch: Batch) -> int:
         tokens = self.task.count_tokens(batch)
-        inputs = on_device(batch, self.accelerator.device)
+        inputs = to_device(batch, self.accelerator.device)
         training_step(
             self.accelerator, self.compiled, self.optimizer, [inputs], self.task, self.task.args.max_grad_norm
         )
@@ -147,7 +143,7 @@ class Theirs:
         tokens = int(batch["attention_mask"].sum())
         device = self.accelerator.device
         with torch.autocast(device.type, torch.bfloat16):
-            loss = self.compiled(**on_device(batch, device)).loss
+            loss = self.compiled(**to_device(batch, device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -192,7 +188,7 @@ def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) 
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
-        inputs = on_device(batch, device)
+        inputs = to_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         kept = inputs["labels"] != -100

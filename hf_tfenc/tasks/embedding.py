@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data import stdlib_tasks
-from ..data.collators import Padding, as_tensors
+from ..data.collators import Padding, as_tensors, to_device
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .cached_gradients import cached_backward
@@ -310,7 +310,7 @@ class Embedding(Task):
         chosen = np.random.default_rng(0).permutation(len(evaluation))[:count].tolist()
         rows = [evaluation.with_format("numpy")[row] | {"row": row, "epoch": 0} for row in chosen]
         device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in self.collator(training=False)(rows).items()}
+        batch = to_device(self.collator(training=False)(rows), device)
         with torch.no_grad():
             return rows, self.embed(model, batch)
 

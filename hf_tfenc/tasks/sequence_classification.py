@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from ..data import stdlib_tasks
-from ..data.collators import EncodedRows, RowLabelCollator
+from ..data.collators import EncodedRows, RowLabelCollator, to_device
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
@@ -263,7 +263,7 @@ class SequenceClassification(Task):
         for index in chosen.tolist():
             row = rows[0, index]
             with torch.no_grad():
-                measured = self.measure(model, {k: v.to(device) for k, v in collate([row]).items()})
+                measured = self.measure(model, to_device(collate([row]), device))
             ids = row["input_ids"]
             texts = np.split(ids, np.flatnonzero(ids == self.tokenizer.sep_token_id))
             shown = (" ".join(self.tokenizer.decode(part, skip_special_tokens=True).split()) for part in texts)

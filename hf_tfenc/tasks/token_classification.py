@@ -15,7 +15,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreT
 
 from ..data import stdlib_tasks
 from ..data.alignment import word_windows
-from ..data.collators import EncodedRows, PaddedCollator, Row
+from ..data.collators import EncodedRows, PaddedCollator, Row, to_device
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import Column
 from ..tokenization import encode_rows
@@ -260,7 +260,7 @@ class TokenClassification(Task):
             if not 4 <= len(row["tags"]) <= 30:
                 continue
             with torch.no_grad():
-                measured = self.measure(model, {k: v.to(device) for k, v in collate([row]).items()})
+                measured = self.measure(model, to_device(collate([row]), device))
             words = [word for word, _ in self._tagged_words(evaluation.select([index]))]
             names = [*self.labels.names, "nothing"]
             tagged = [

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict
 
-from ..data.collators import EncodedRows
+from ..data.collators import EncodedRows, to_device
 from ..data.report import describe, report_lines
 from ..tasks import Batch
 from .evaluation import Evaluation
@@ -75,7 +75,7 @@ def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
             started = time.monotonic()
         if step:
             tokens += sum(map(trainer.task.count_tokens, batches))
-        batches = [trainer.on_device(batch) for batch in batches]
+        batches = [to_device(batch, trainer.accelerator.device) for batch in batches]
         norm = trainer.args.max_grad_norm
         result = training_step(
             trainer.accelerator, trainer.training_model, trainer.optimizer, batches, trainer.task, norm

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.batching import EvaluationBins
-from ..data.collators import EncodedRows
+from ..data.collators import EncodedRows, to_device
 from ..tasks import Measurement, Task, join
 from .precision import compute_in_bfloat16
 from .signals import StopSignals
@@ -50,7 +50,7 @@ class Evaluation:
         for rows, batch in zip(self.bins, self.loader, strict=True):
             if signals is not None and self._any_process(signals.received):
                 return None
-            on_device = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            on_device = to_device(batch, self.accelerator.device)
             with self.accelerator.autocast():  # which a model that was not prepared would lack
                 measured = self.task.measure(model, on_device)
             if rows:  # else it stands in for none, so that all processes have the same number of batches

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from ..data.batching import TrainingBins
-from ..data.collators import EncodedRows
+from ..data.collators import EncodedRows, to_device
 from ..data.streaming import EncodedStream, StreamedBins, StreamedRows
 from ..tasks import Batch, Task
 from .arguments import Arguments, RunError, launch_command
@@ -256,13 +256,6 @@ class Trainer:
             worker_init_fn=ignore_in_worker,
         )
 
-    def on_device(self, batch: Batch) -> Batch:
-        device = self.accelerator.device
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-
     # --- Training ---
 
     def train(self, monitor: Monitor, output: OutputFolder) -> dict[str, float]:
@@ -328,7 +321,7 @@ class Trainer:
         """One optimizer step."""
         progress = self.progress
         tokens = sum(map(self.task.count_tokens, batches))
-        batches = [self.on_device(batch) for batch in batches]
+        batches = [to_device(batch, self.accelerator.device) for batch in batches]
         result = training_step(
             self.accelerator,
             self.training_model,

@@ -53,6 +53,11 @@ def wait_for(uploads, condition):
         assert time.monotonic() < end
 
 
+def upload(uploads, message):
+    uploads.offer(message)
+    wait_for(uploads, lambda: uploads.process is None)
+
+
 def remains(args):
     return [path for path in Path(args.output_dir).iterdir() if path.name.startswith(".")]
 
@@ -84,8 +89,7 @@ def test_uploads_are_some_time_apart_but_the_last_one(hub, args, monkeypatch):
     monkeypatch.setattr("hf_tfenc.publish.hub.SECONDS_BETWEEN", 1000.0)
     with Uploads(args()) as uploads:
         for step in (1, 2):
-            uploads.offer(f"Step {step}")
-            wait_for(uploads, lambda: uploads.process is None)
+            upload(uploads, f"Step {step}")
         assert uploads.waiting is not None and hub.repositories["ada/mine"].commits == ["Step 1"]
         (Path(args().output_dir) / "config.json").write_text('{"new": 1}')
         uploads.finish()
@@ -110,16 +114,14 @@ def test_a_failure_is_said_once_and_the_next_change_tries_again(hub, args, caplo
     hub.fail("preupload", 403)
     with Uploads(args()) as uploads:
         for step in (1, 2):
-            uploads.offer(f"Step {step}")
-            wait_for(uploads, lambda: uploads.process is None)
+            upload(uploads, f"Step {step}")
         (said,) = caplog.messages
         assert said.startswith("The upload to ada/mine failed, and training goes on: the Hub does not let you write")
         said = uploads.finish()
         assert said.startswith("The upload to ada/mine failed: the Hub does not let you write there (403)")
         assert said.endswith(f"hf-tfenc push {args().output_dir} --hub_model_id ada/mine")
         hub.faults.clear()
-        uploads.offer("Step 3")
-        wait_for(uploads, lambda: uploads.process is None)
+        upload(uploads, "Step 3")
     assert hub.repositories["ada/mine"].commits == ["Step 3"] and not remains(args())
 
 
