@@ -93,7 +93,7 @@ class TrainingBins:
 
     def count(self, epoch: int) -> int:
         """How many bins an epoch has."""
-        return self.arrangement.count(self.lengths, self.seed, epoch)
+        return self.bins_per_epoch if epoch == self.epoch else self.arrangement.count(self.lengths, self.seed, epoch)
 
     def steps(self, epoch: int, consumed: int = 0) -> int:
         """Optimizer steps that an epoch still has when so many of its bins are consumed."""
@@ -102,7 +102,8 @@ class TrainingBins:
     def begin(self, epoch: int, consumed: int = 0) -> None:
         """Let the next pass be over `epoch`, without the bins that all processes have consumed of it already."""
         self.epoch, self.consumed = epoch, consumed
-        self.bins_per_epoch = self.count(epoch)
+        self.bins = self.arrangement(self.lengths, self.seed, epoch)  # once an epoch, for packing takes a while
+        self.bins_per_epoch = len(self.bins)
 
     def share(self, consumed: int) -> float:
         """How much of an epoch so many bins are: 1 at its end."""
@@ -110,18 +111,16 @@ class TrainingBins:
 
     def rows(self, epoch: int, first: int) -> list[int]:
         """The rows, in all processes, of the step that begins with the bin `first`."""
-        bins = self.arrangement(self.lengths, self.seed, epoch)
+        bins = self.bins if epoch == self.epoch else self.arrangement(self.lengths, self.seed, epoch)
         return [int(row) for rows in bins[first : first + self.bins_per_step] for row in rows]
 
     def __len__(self) -> int:
-        steps = math.ceil((self.bins_per_epoch - self.consumed) / self.bins_per_step)
-        return steps * self.bins_per_step // self.num_processes
+        return self.steps(self.epoch, self.consumed) * self.bins_per_step // self.num_processes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        bins = self.arrangement(self.lengths, self.seed, self.epoch)
-        first = self.consumed + self.process_index
+        epoch, bins, first = self.epoch, self.bins, self.consumed + self.process_index
         for index in range(first, first + len(self) * self.num_processes, self.num_processes):
-            yield [(self.epoch, int(row)) for row in bins[index]] if index < len(bins) else []
+            yield [(epoch, int(row)) for row in bins[index]] if index < len(bins) else []
 
 
 class EvaluationBins:
