@@ -84,6 +84,17 @@ def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...], mea
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {meaning} = {tuple(expected)} is expected.")
 
 
+def given_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one that is given; a ValueError if none is, or both are."""
+    if input_ids is not None and input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (batch, length) is expected.")
+    if input_ids is not None and inputs_embeds is None:
+        return input_ids
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+
+
 # --- Positions -------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +229,10 @@ class Packing(NamedTuple):
 
     ids: Tensor
     starts: Tensor | None
+
+    def positions(self) -> Tensor:
+        """Beginning again at 0 with each sequence: (1, tokens)."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) - sequence_starts(self)[self.ids]
 
 
 def find_packing(
@@ -757,35 +772,22 @@ class TfEncModel(TfEncPreTrainedModel):
         Raises:
             ValueError: one sentence where ids, shapes or lengths do not fit the model.
         """
-        config = self.config
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
-        if input_ids is not None and input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (batch, length) is expected.")
-        inputs: Tensor = input_ids if inputs_embeds is None else inputs_embeds  # type: ignore[assignment]
-        shape = inputs.shape[:2]
+        given = given_input(input_ids, inputs_embeds)
+        shape, device = given.shape[:2], given.device
         packing = find_packing(shape, attention_mask, position_ids, cu_seq_lens_q)
-        in_order = torch.arange(shape[1], device=inputs.device)[None]
-        if position_ids is None and packing is not None and packing.starts is not None:
-            position_ids = in_order - packing.starts[packing.ids]
+        if position_ids is None and packing is not None:
+            position_ids = packing.positions()
         self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
-        positions_given = position_ids is not None
-        position_ids = in_order if position_ids is None else position_ids
-        output_attentions = kwargs.get("output_attentions", config.output_attentions)
-        if reason := eager_only(config, inputs.device, self.training, output_attentions):
-            logger.warning_once(
-                f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path."
-            )
-            config = copy.copy(config)
-            config._attn_implementation = "eager"
+        max_length = shape[1] if position_ids is None else kwargs.get("max_length_q")
+        position_ids = torch.arange(shape[1], device=device)[None] if position_ids is None else position_ids
+
+        config = self.usable_config(device, kwargs.get("output_attentions"))
+        if config is not self.config:
             kwargs["fallback"] = eager_attention_forward
-        unpadding, varlen = None, config._attn_implementation == "varlen"
-        has_kernel = varlen and self.has_varlen_kernel(inputs.device)
-        if varlen and packing is not None:
-            # One by one, sequences can be attended to wherever their lengths can be looked at.
-            cu_seq_lens_q = sequence_bounds(packing, shape[1]) if has_kernel or not is_tracing() else None
-        elif varlen and attention_mask is not None and not is_tracing():
-            unpadding = find_padding(attention_mask.to(inputs.device))
+        varlen = config._attn_implementation == "varlen"
+        unpadding = None
+        if varlen and attention_mask is not None and not is_tracing():
+            unpadding = find_padding(attention_mask.to(device))
             if unpadding is not None and unpadding.is_whole:
                 unpadding = attention_mask = None
             elif kwargs.get("output_hidden_states", config.output_hidden_states):
@@ -796,15 +798,12 @@ class TfEncModel(TfEncPreTrainedModel):
                 None if padded is None else unpadding.take(padded)
                 for padded in (input_ids, inputs_embeds, token_type_ids)
             )
-            cu_seq_lens_q, kwargs["max_length_q"] = unpadding.cu_seq_lens, unpadding.max_length
-        if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
-            kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
+            kwargs["max_length_q"] = unpadding.max_length
 
         x = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
-        sequences_known = varlen and cu_seq_lens_q is not None
-        whole_rows = has_kernel and packing is None and attention_mask is None
-        masks = {} if sequences_known or whole_rows else attention_masks(config, x, attention_mask, packing)
-        max_length = kwargs.get("max_length_q") if positions_given else shape[1]
+        bounds, masks = self.bounds_and_masks(config, x, attention_mask, packing, unpadding)
+        if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
+            kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": bounds if varlen else cu_seq_lens_q}
         rotary = {layer_type: look_up(position_ids, max_length) for layer_type, look_up in self.rotary.items()}
         for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
             x = layer(x, attention_mask=masks.get(kind), rotary=rotary.get(kind), **kwargs)
@@ -812,6 +811,37 @@ class TfEncModel(TfEncPreTrainedModel):
         x = x if unpadding is None else unpadding.put_back(x, shape)
         pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    def usable_config(self, device: torch.device, output_attentions: bool | None) -> TfEncConfig:
+        """The configuration, or a copy that says eager where its own backend cannot compute this forward pass."""
+        config = self.config
+        wants_weights = config.output_attentions if output_attentions is None else output_attentions
+        if (reason := eager_only(config, device, self.training, wants_weights)) is None:
+            return config
+        logger.warning_once(f"{config._attn_implementation} {reason}: attention runs on the equal, slower eager path.")
+        config = copy.copy(config)
+        config._attn_implementation = "eager"
+        return config
+
+    def bounds_and_masks(
+        self,
+        config: TfEncConfig,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        packing: Packing | None,
+        unpadding: Unpadding | None,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Who sees whom: where each sequence begins and the last one ends, for varlen, or a mask for each layer type."""
+        if config._attn_implementation == "varlen":
+            has_kernel = self.has_varlen_kernel(x.device)
+            if unpadding is not None:
+                return unpadding.cu_seq_lens, {}
+            if packing is not None and (has_kernel or not is_tracing()):
+                # One by one, sequences can be attended to wherever their lengths can be looked at.
+                return sequence_bounds(packing, x.shape[1]), {}
+            if packing is None and attention_mask is None and has_kernel:
+                return None, {}  # whole rows
+        return None, attention_masks(config, x, attention_mask, packing)
 
     def has_varlen_kernel(self, device: torch.device) -> bool:
         """Whether torch's `varlen_attn` can compute this model's attention."""
