@@ -1,14 +1,16 @@
 """Padding left out at the model's door: the same numbers, and no work on what is not there."""
 
+import itertools
 import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from corners import CORNERS, HEADS, NO_DROPOUT, build, collate, make_rows, padding_mask, tiny, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_tfenc import TfEncModel
+from hf_tfenc import TfEncModel, modeling_tfenc
 from hf_tfenc.modeling_tfenc import find_padding
 
 LENGTHS = (12, 1, 7, 5)
@@ -117,3 +119,48 @@ def test_a_cpu_is_no_reason_to_warn(caplog):
     with caplog.at_level(logging.WARNING):
         build(TfEncModel, tiny(), "varlen")(token_ids(*mask.shape), mask)
     assert not caplog.records
+
+
+def attend_one_by_one(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """What torch's kernel says of itself, written out: (tokens, heads, head_dim) in and out."""
+    assert cu_seq_q.dtype == torch.int32 and torch.equal(cu_seq_q, cu_seq_k)
+    output = torch.full_like(query, torch.nan)  # of a token that belongs to no sequence
+    for start, end in itertools.pairwise(cu_seq_q.tolist()):
+        assert end - start <= max_q == max_k
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        ahead = torch.arange(end - start) - torch.arange(end - start)[:, None]
+        back, forth = (end if reach < 0 else reach for reach in window_size)
+        scores = (q @ k.mT * scale).masked_fill((ahead < -back) | (ahead > forth), -torch.inf)
+        output[start:end] = (scores.softmax(dim=-1) @ v).transpose(0, 1)
+    return output
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", ["padded", "packed", "packed with slots to spare", "whole rows"])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_what_the_kernel_is_told(corner, form, causal, monkeypatch):
+    """Where there is a GPU this is asked of the kernel itself, in tests/gpu."""
+    config = tiny(corner, is_causal=causal)
+    mask = padding_mask(9, 9) if form == "whole rows" else padding_mask(*LENGTHS)
+    ids, tokens = token_ids(*mask.shape), mask.bool()
+    expected = build(TfEncModel, config, "eager")(ids, mask).last_hidden_state
+    calls = []
+
+    def kernel(*args, **options):
+        calls.append(options["window_size"])
+        return attend_one_by_one(*args, **options)
+
+    monkeypatch.setattr(modeling_tfenc, "no_varlen_kernel", lambda *_: None)
+    monkeypatch.setattr(modeling_tfenc, "varlen_attn", kernel)
+    model = build(TfEncModel, config, "varlen")
+    if form.startswith("packed"):
+        bounds = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+        bounds = F.pad(bounds, (0, 3), value=int(bounds[-1])) if form.endswith("spare") else bounds
+        output = model(ids[tokens][None], cu_seq_lens_q=bounds, max_length_q=16).last_hidden_state[0]
+    else:
+        output = model(ids, mask).last_hidden_state[tokens]
+    torch.testing.assert_close(output, expected[tokens])
+    windows = sum(kind == "sliding_attention" for kind in config.layer_types)
+    # Rows that are whole and have no window are sdpa's.
+    assert len(calls) == (windows if form == "whole rows" else config.num_hidden_layers)
+    assert sum(window != (-1, 0 if causal else -1) for window in calls) == windows
