@@ -85,14 +85,15 @@ def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...], mea
 
 
 def given_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one that is given; a ValueError if none is, or both are."""
+    """The one that is given. Raise a ValueError if none is, or both are, or it holds no rows of tokens."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
     if input_ids is not None and input_ids.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (batch, length) is expected.")
-    if input_ids is not None and inputs_embeds is None:
-        return input_ids
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+    given: Tensor = input_ids if inputs_embeds is None else inputs_embeds  # type: ignore[assignment]
+    if not is_tracing() and given.numel() == 0:
+        raise ValueError(f"The input is empty, {tuple(given.shape[:2])}: give at least one row of at least one token.")
+    return given
 
 
 # --- Positions -------------------------------------------------------------------------------------------------------

@@ -41,6 +41,14 @@ def test_ids_without_a_batch(bert):
     assert_refuses("input_ids has shape (9,); (batch, length) is expected.", bert, IDS[0])
 
 
+@pytest.mark.parametrize("rows, length", [(0, 9), (2, 0)])
+def test_no_rows_or_no_tokens(bert, rows, length):
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    sentence = f"The input is empty, ({rows}, {length}): give at least one row of at least one token."
+    assert_refuses(sentence, bert, ids, torch.ones_like(ids))
+    assert_refuses(sentence, bert, inputs_embeds=torch.zeros(rows, length, 32))
+
+
 @pytest.mark.parametrize("value, place", [(VOCAB, [0, 0]), (-1, [1, 3])])
 def test_ids_outside_the_vocabulary(bert, value, place):
     ids = IDS.clone()
