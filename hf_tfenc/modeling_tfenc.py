@@ -9,7 +9,6 @@ Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads,
 """
 
 import copy
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -455,16 +454,16 @@ def varlen_attention_forward(
             window_size=(reach, 0 if causal else reach),
         )
         return heads.unflatten(0, (query.shape[0], query.shape[2])), None
+    lengths = [length for length in cu_seq_lens_q.diff().tolist() if length]
     parts = []
-    for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
-        if start == end:
-            continue
-        windowed = -1 < reach < end - start - 1
+    # Split, and not sliced: the gradient of each slice would be as large as the whole row.
+    for q, k, v in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
+        windowed = -1 < reach < q.shape[2] - 1
         attended = F.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=window_mask(end - start, reach, causal, query.device) if windowed else None,
+            q,
+            k,
+            v,
+            attn_mask=window_mask(q.shape[2], reach, causal, query.device) if windowed else None,
             dropout_p=dropout,
             is_causal=causal and not windowed,
             scale=scaling,
