@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -66,7 +66,8 @@ def export(source: str, out: Path, kind: str) -> list[str]:
     try:
         run = FORMATS[kind](model, batches[0], beside)
         largest = max(largest_difference(model, run, batch) for batch in batches)
-        model.config.save_pretrained(beside)
+        del model.config.auto_map  # a graph needs no code of ours, and nobody is to be asked whether to run it
+        (beside / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
         tokenizer.save_pretrained(beside)
         beside.chmod(0o755)  # it was made for its owner alone
         os.replace(beside, out)
@@ -118,11 +119,24 @@ def _silence() -> Iterator[None]:
 
 
 def to_torch_export(model: PreTrainedModel, batch: dict[str, Tensor], out: Path) -> Run:
-    """`model.pt2`, which `torch.export.load` reads."""
-    program = torch.export.export(model, (), batch, dynamic_shapes=open_shapes(batch))
+    """`model.pt2`, which `torch.export.load` reads, without transformers too."""
+    program = torch.export.export(PlainOutputs(model), (), batch, dynamic_shapes=open_shapes(batch))
     torch.export.save(program, out / "model.pt2")
     module = torch.export.load(out / "model.pt2").module()
-    return lambda inputs: dict(module(**inputs))
+    return lambda inputs: module(**inputs)
+
+
+class PlainOutputs(nn.Module):
+    """A model whose outputs are a dict of tensors: transformers' own class of them would have to be there to load it."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return dict(self.model(input_ids, attention_mask, token_type_ids=token_type_ids))
 
 
 FORMATS: dict[str, Callable[[PreTrainedModel, dict[str, Tensor], Path], Run]] = {

@@ -1,6 +1,7 @@
 """A graph says what the model says, whatever the shape of the batch."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -88,7 +89,9 @@ def test_torchs_graph_says_what_the_model_says(make, tmp_path, head):
     model, folder = make("bert-tiny", head)
     report = export(str(folder), tmp_path / "graph", "torch-export")
     assert "model.pt2" in report[-1]
-    graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+    program = torch.export.load(tmp_path / "graph" / "model.pt2")
+    assert program.call_spec.out_spec.type is dict  # a class of transformers could not be loaded without it
+    graph = program.module()
     for batch in sample_batches(model, segments=True):
         assert largest_difference(model, lambda inputs: graph(**inputs), batch) < 1e-5
 
@@ -101,6 +104,15 @@ def test_a_graph_takes_what_its_tokenizer_gives(make, tmp_path):
     graph = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     with torch.no_grad():
         torch.testing.assert_close(graph(**inputs)["logits"], model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_graph_asks_nobody_to_run_code(make, tmp_path):
+    _, folder = make("bert-tiny", "Model")
+    export(str(folder), tmp_path / "graph", "torch-export")
+    assert not list((tmp_path / "graph").glob("*.py"))
+    written = json.loads((tmp_path / "graph" / "config.json").read_text())
+    expected = json.loads((folder / "config.json").read_text())
+    assert expected.pop("auto_map") and written == expected
 
 
 def test_a_graph_that_differs_is_not_left_behind(make, tmp_path, monkeypatch):
