@@ -156,6 +156,7 @@ def embed(
 
     def work() -> None:
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # a head that vectors do not need is no news
         encoding = Encoding(batch_size, max_seq_length, normalize, bf16)
         typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))
 

@@ -15,8 +15,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from .data.sources import ROW_NUMBER, load_split
+from .pretrained import read_config
 from .tasks import TASKS, Task
-from .tokenization import HUB_ID, load_tokenizer
+from .tokenization import load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
 from .training.checkpointing import write_text
 from .training.evaluation import Evaluation
@@ -116,10 +117,9 @@ def trained_with(model: str) -> dict[str, Any]:
     """The options that a model was trained with, from the file in its folder or repository; none where there is none.
 
     Raises:
-        OptionError: there is no such folder.
+        ValueError, OSError: there is no model, here or on the Hub, or none of ours; it would seem to lack a task.
     """
-    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
-        raise OptionError(f"There is no folder {model} to load a model from: check the path.")
+    read_config(model)
     try:
         path = cached_file(model, CONFIG_FILE, _raise_exceptions_for_missing_entries=False)
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from .configuration_tfenc import LAYER_TYPES, TfEncConfig
+from .data.hub import quiet_hub
 from .publish.convert import from_bert, from_bert_config, from_modernbert, from_modernbert_config
 from .tokenization import HUB_ID
 
@@ -67,7 +68,8 @@ def read_config(name_or_path: str) -> PreTrainedConfig:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise OSError(f"The folder {name_or_path} holds no model (no config.json): check the path.")
     try:
-        config = AutoConfig.from_pretrained(folder if folder.is_dir() else name_or_path, trust_remote_code=False)
+        with quiet_hub():
+            config = AutoConfig.from_pretrained(folder if folder.is_dir() else name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".: ")
         if folder.is_dir():

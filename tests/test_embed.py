@@ -1,6 +1,7 @@
 """A vector for each row of a file, taken up where a call was stopped."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -8,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
+from typer.testing import CliRunner
 
-from hf_tfenc import TfEncModel, embed
+from hf_tfenc import TfEncForMaskedLM, TfEncModel, embed
+from hf_tfenc.cli import app
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.sentence_transformers import write_modules
 
@@ -205,3 +209,18 @@ def test_another_model_is_known_by_more_than_its_weights(model, tmp_path, change
 
 def test_texts_are_told_apart():
     assert embed.key_of(b"", ["a\0b", "c"]) != embed.key_of(b"", ["a", "b\0c"])
+
+
+def test_the_command_says_what_it_did_and_nothing_else(tokenizer, file, tmp_path):
+    config = preset_config("modern-tiny", vocab_size=len(tokenizer), hidden_size=16, num_attention_heads=2)
+    TfEncForMaskedLM(config).save_pretrained(tmp_path / "mlm")  # with a head, which vectors do not need
+    tokenizer.save_pretrained(tmp_path / "mlm")
+    transformers_logging.set_verbosity_warning()
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    transformers_logging.add_handler(handler)
+    argv = ["embed", str(file), str(tmp_path / "out.parquet"), "--model_name_or_path", str(tmp_path / "mlm")]
+    result = CliRunner().invoke(app, argv)
+    transformers_logging.remove_handler(handler)
+    assert result.stdout == f"{tmp_path / 'out.parquet'} holds 50 vectors of 16 numbers.\n" and not said

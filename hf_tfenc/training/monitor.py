@@ -18,6 +18,7 @@ LOG_FILE = "log.jsonl"  # in an output folder
 PLAIN_LINE_SECONDS = 15.0  # between lines where there is no terminal
 # After this share of the steps, a loss this near the baseline has learned nothing.
 STUCK_SHARE, STUCK_MARGIN = 0.2, 0.02
+STUCK_STEPS = 100  # fewer say nothing: the loss logged is a mean that the first steps of all are part of
 SKIPS_SAID = 3
 
 
@@ -89,13 +90,13 @@ class Monitor:
                 / (record["step"] - self.first_step)
             )
             self.say(f"step {record['step']}/{self.total_steps} · {line} · {clock(left)} left")
-        if not self.warned and record["step"] >= STUCK_SHARE * self.total_steps:
+        if not self.warned and record["step"] >= max(STUCK_STEPS, STUCK_SHARE * self.total_steps):
             self.warned = True
             if record["loss"] > self.baseline_loss - STUCK_MARGIN:
                 self.say(
                     f"The loss {record['loss']:.3f} has not come below {self.baseline_loss:.3f}, which counting alone reaches: "
                     "nothing is learned yet beyond how often things occur. Most often a lower --learning_rate, "
-                    "a longer --warmup_steps or pre-norm (--preset modern-tiny) mends it."
+                    "a longer --warmup_steps or pre-norm, as in the modern- presets, mends it."
                 )
 
     def evaluation(self, record: dict[str, Any]) -> None:

@@ -118,17 +118,20 @@ def test_a_bar_in_a_terminal(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("steps_and_losses", "warns"),
+    ("total", "steps_and_losses", "warns"),
     [
-        ([(10, 6.5), (20, 5.99)], True),
-        ([(20, 6.3)], True),
-        ([(30, 5.995), (40, 5.99)], True),
-        ([(19, 6.0)], False),
-        ([(20, 5.9), (30, 6.0)], False),
-        ([(10, 6.0), (20, 5.5)], False),
+        (500, [(50, 6.5), (100, 5.99)], True),
+        (500, [(100, 6.3)], True),
+        (500, [(150, 5.995), (200, 5.99)], True),
+        (500, [(99, 6.0)], False),
+        (500, [(100, 5.9), (150, 6.0)], False),
+        (500, [(50, 6.0), (100, 5.5)], False),
+        (1000, [(199, 6.0)], False),
+        (60, [(20, 6.3), (60, 6.0)], False),
     ],
 )
-def test_a_run_that_learned_nothing_is_told_so_once(monitor, capsys, steps_and_losses, warns):
+def test_a_run_that_learned_nothing_is_told_so_once(tmp_path, capsys, total, steps_and_losses, warns):
+    monitor = Monitor(tmp_path / "log.jsonl", total, baseline_loss=6.0, active=True)
     for step, loss in steps_and_losses:
         monitor.training(RECORD | {"step": step, "loss": loss})
     out = capsys.readouterr().out
