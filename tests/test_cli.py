@@ -134,7 +134,9 @@ def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
     assert refusal(model, *task, "--optim", "adamw").startswith("--optim is not an option.")
     assert "name a file with --test_file" in refusal(model, *task)
     assert "There is no folder" in refusal(tmp_path / "nothing", "--test_file", rows)
-    assert refusal("some/thing", "--test_file", rows).startswith("No folder is called some/thing, and the Hub gives no")
+    assert refusal("some/thing", "--test_file", rows).startswith(
+        "No folder is called some/thing, and the Hub gives no"
+    )
     assert "which column holds the text is not plain" in refusal(model, *task, "--test_file", labels_alone(tmp_path))
     rows.write_text('{"text": "the fox", "label": "fox"}')
     assert "test, row 1: the label 'fox' is none of those" in refusal(model, *task, "--test_file", rows)

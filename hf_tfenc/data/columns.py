@@ -124,6 +124,12 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
     A text has no need of a conventional name where only one column is left that holds strings.
     """
     listed = ", ".join(f"{name} ({kind})" for name, kind in types.items())
+    required = [column.name for column in columns if column.required]
+    if 0 < len(types) < len(required):
+        raise ValueError(
+            f"{where} has no column but {listed}, and a row is {' and '.join(required)}: give a file with a column for "
+            "each (where the ending of its name is none of a table's, a file is read as plain text)."
+        )
     chosen = {column.name: column.given for column in columns if column.given is not None}
     for column in columns:
         if column.given is not None and column.given not in types:

@@ -56,6 +56,10 @@ def test_columns_that_are_not_plain():
         "--train_file a.csv: which column holds the words is not plain, say it with --words_column: "
         "text (string), label (int64)."
     )
+    with pytest.raises(
+        ValueError, match=r"^a\.annotated has no column but text \(string\), and a row is words and tags: "
+    ):
+        choose("a.annotated", {"text": "string"}, [WORDS, TAGS])
     assert sentence(["text"], TEXT, given(PAIR, "other")) == (
         "--train_file a.csv has no column 'other': give --text_pair_column one of text (string), label (int64)."
     )
