@@ -12,10 +12,9 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from .data.sources import ROW_NUMBER, load_split
-from .pretrained import read_config
+from .pretrained import quiet_loading, read_config
 from .tasks import TASKS, Task
 from .tokenization import load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
@@ -98,12 +97,10 @@ def load_model(args: Arguments, task: Task) -> PreTrainedModel:
     Raises:
         OptionError: it has no head for this task.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what is missing is said below, and what another head needs is no news
-    model, loading = task.auto_class.from_pretrained(
-        args.model_name_or_path, output_loading_info=True, **attention_options(args)
-    )
-    transformers_logging.set_verbosity(verbosity)
+    with quiet_loading():  # what is missing is said below, and what another head needs is no news
+        model, loading = task.auto_class.from_pretrained(
+            args.model_name_or_path, output_loading_info=True, **attention_options(args)
+        )
     if missing := sorted(loading["missing_keys"]):
         raise OptionError(
             f"{args.model_name_or_path} was not trained for --task {args.task}: it has no {missing[0]}. Name the task "

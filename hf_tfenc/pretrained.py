@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,9 +155,7 @@ def build(
     Returns:
         the model, and what transformers tells of loading: `missing_keys`, `unexpected_keys`, `mismatched_keys`
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the caller says what matters
-    try:
+    with quiet_loading():
         return auto_class._model_mapping[TfEncConfig].from_pretrained(
             None,
             config=config,
@@ -165,5 +164,14 @@ def build(
             output_loading_info=True,
             **{"dtype": torch.float32} | options,
         )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the report of transformers on weights that are missing or too many: the caller says what matters."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)

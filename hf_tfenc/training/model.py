@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_tfenc import TfEncConfig
 from ..presets import preset_config
-from ..pretrained import build, read_pretrained, with_options
+from ..pretrained import build, quiet_loading, read_pretrained, with_options
 from ..tasks import Task
 from ..tokenization import load_tokenizer
 from ..vocabulary import transfer
@@ -54,9 +54,10 @@ def new_model(
     config = preset_config(str(args.preset), **new_model_options(args, tokenizer) | overrides)
     if saved is None:
         return task.auto_class.from_config(config, **attention_options(args))
-    model, loading = task.auto_class.from_pretrained(
-        saved, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention_options(args)
-    )
+    with quiet_loading():
+        model, loading = task.auto_class.from_pretrained(
+            saved, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **attention_options(args)
+        )
     other = [name for name, *_ in loading["mismatched_keys"]]
     if misfits := [*other, *loading["missing_keys"], *loading["unexpected_keys"]]:
         raise OptionError(

@@ -381,7 +381,7 @@ def test_a_learning_rate_left_to_the_run_is_compared_too(interrupted):
 def test_another_optimizer_begins_anew_and_another_shape_is_refused(interrupted):
     wider = '{"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}'
     codes, output = interrupted(config_overrides=wider, resume_with_changes=True)
-    assert codes == [2] and "its shape cannot change on the way" in output, output
+    assert codes == [2] and "its shape cannot change on the way" in output and "LOAD REPORT" not in output, output
     codes, output = interrupted(optim="muon", resume_with_changes=True)
     assert codes == [0] and "--optim adamw then and muon now" in output, output
 
