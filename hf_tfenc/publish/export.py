@@ -66,7 +66,7 @@ def export(source: str, out: Path, kind: str) -> list[str]:
     try:
         run = FORMATS[kind](model, batches[0], beside)
         largest = max(largest_difference(model, run, batch) for batch in batches)
-        del model.config.auto_map  # a graph needs no code of ours, and nobody is to be asked whether to run it
+        vars(model.config).pop("auto_map", None)  # a graph needs no code of ours; nobody is to be asked to run it
         (beside / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
         tokenizer.save_pretrained(beside)
         beside.chmod(0o755)  # it was made for its owner alone

@@ -179,10 +179,15 @@ class MaskedLM(LanguageModeling):
         around = hidden[max(1, position - 12) : position], hidden[position + 1 : min(len(ids) - 1, position + 9)]
         left, right = (" ".join(self.tokenizer.decode(part).split()) for part in around)
         guesses = ", ".join(
-            f"{self.tokenizer.decode([token]).strip()!r} {probability:.0%}"
+            f"{self._shown(token)} {probability:.0%}"
             for token, probability in zip(best.tolist(), probabilities.tolist(), strict=True)
         )
-        return f"… {left} ____ {right} …\n    {guesses}   (text: {self.tokenizer.decode([target]).strip()!r})"
+        return f"… {left} ____ {right} …\n    {guesses}   (text: {self._shown(target)})"
+
+    def _shown(self, token: int) -> str:
+        """A token in quotes, without the space before its word; one of white space as it is."""
+        text = self.tokenizer.decode([token])
+        return repr(text.strip() or text)
 
     def summary(self, metrics: dict[str, Any]) -> str:
         """The result in a few lines."""
@@ -205,12 +210,13 @@ class MaskedLM(LanguageModeling):
         return [{"text": " ".join(self.tokenizer.decode(ids).split())}]
 
     @staticmethod
-    def next_steps(folder: str) -> list[str]:
-        return [
+    def next_steps(folder: str, built_in: bool) -> list[str]:
+        more = [
             "accelerate launch train.py --config recipes/classic.yaml",
             "accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
-            f"accelerate launch train.py --task sequence-classification --model_name_or_path {folder}",
         ]
+        task = f"accelerate launch train.py --task sequence-classification --model_name_or_path {folder}"
+        return [*more * built_in, task + " --train_file your.csv" * (not built_in)]
 
 
 def word_starts(window: Encoding, text: str) -> list[bool]:

@@ -181,8 +181,8 @@ class Task(ABC):
         return [{"text": " ".join(self.tokenizer.decode(ids, skip_special_tokens=True).split())}]
 
     @staticmethod
-    def next_steps(folder: str) -> list[str]:
-        """Commands to go on with."""
+    def next_steps(folder: str, built_in: bool) -> list[str]:
+        """Commands to go on with, after a run on the built-in corpus or on a user's own data."""
         return []
 
     # --- What tasks share ---

@@ -116,7 +116,7 @@ class Monitor:
         """A finished epoch, with `train_loss`, the average over its items."""
         self.write(record)
         self.report({"train/epoch_loss": record["train_loss"]}, record["step"])
-        self.say(f"epoch {record['epoch']:g}: average loss {record['train_loss']:.3f}")
+        self.say(f"epoch {record['epoch']:.4g}: average loss {record['train_loss']:.3f}")
 
     def skipped(self, record: dict[str, Any], grad_norm: float, in_a_row: int) -> None:
         """A step that was skipped, with the rows it was made of. Only the first few in a row are said aloud."""

@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.json"  # says that a run is finished
 FREE_OPTIONS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "eval_steps", "save_steps",
     "save_total_limit", "logging_steps", "load_best_model_at_end", "max_skipped_steps", "dataloader_num_workers",
-    "per_device_eval_batch_size", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "license", "language",
+    "per_device_eval_batch_size", "cpu_threads", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "license", "language",
     "report_to",
 }  # fmt: skip
 # Options whose outcome is compared itself, as rows and tokenizer: data may move.
@@ -42,7 +42,9 @@ READ_OPTIONS = (
     "tokenizer_name",
 )  # fmt: skip
 # Options that change results in their last bits alone.
-BITS_OPTIONS = {"cpu_threads", "full_determinism", "attn_implementation", "torch_compile"}
+BITS_OPTIONS = {"full_determinism", "attn_implementation", "torch_compile"}
+# Options of what a run makes once, at its beginning.
+SETTLED_AT_START = {"vocab_size", "tokenizer_type", "train_tokenizer"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
 VOLATILE = {"transformers_version", "_name_or_path", "dtype", "architectures", "auto_map"}  # of a configuration
 
@@ -119,10 +121,10 @@ def _refuse_another_run(args: Arguments, folder: Path) -> None:
     then = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name, (before, now) in differing_options(then, yaml.safe_load(args.to_yaml())).items():
         if name not in FREE_OPTIONS - {"load_best_model_at_end"}:
+            go_on = ", or go on with it from one of its checkpoints with --resume_from_checkpoint PATH --resume_with_changes"
             raise OptionError(
-                f"--output_dir {folder} holds a finished run with {name} {before}, not {now}: choose another folder, "
-                "remove that run with --overwrite_output_dir, or go on with it from one of its checkpoints with "
-                "--resume_from_checkpoint PATH --resume_with_changes."
+                f"--output_dir {folder} holds a finished run with {name} {before}, not {now}: choose another folder, or "
+                f"remove that run with --overwrite_output_dir{go_on * (name not in SETTLED_AT_START)}."
             )
 
 
@@ -177,10 +179,13 @@ def check_options(start: Start, args: Arguments, processes: int) -> None:
     options = differing_options(then["options"], yaml.safe_load(args.to_yaml()))
     if _bins_per_step(then) == processes * args.gradient_accumulation_steps or then["processes"] != processes:
         options.pop("gradient_accumulation_steps", None)
+    if fixed := [_change(name, *options[name]) for name in options if name in SETTLED_AT_START]:
+        raise OptionError(
+            f"{start.checkpoint} has a tokenizer and a model of that tokenizer's size, which cannot change "
+            f"({'; '.join(fixed)}): go back to what it was, or choose another --output_dir."
+        )
     changes = [
-        f"--{name} {old} then and {new} now"
-        for name, (old, new) in options.items()
-        if name not in FREE_OPTIONS | COMPARED_OPTIONS | BITS_OPTIONS
+        _change(name, *options[name]) for name in options if name not in FREE_OPTIONS | COMPARED_OPTIONS | BITS_OPTIONS
     ]
     _refuse_or_warn(changes, start.checkpoint, args)
 
@@ -203,7 +208,7 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
         if now["rows"].get(split, found) != found  # a test split may come and go
     ]
     options = differing_options(then["options"], now["options"])
-    changes += [f"--{name} {options[name][0]} then and {options[name][1]} now" for name in SETTLED & options.keys()]
+    changes += [_change(name, *options[name]) for name in SETTLED & options.keys()]
     changes += ["another tokenizer"] * (then["tokenizer"] != now["tokenizer"])
     changes += [
         f"{name} {value} then and {now['config'].get(name)} now in the model's configuration"
@@ -222,7 +227,7 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
             "repeated, but steps differ%s.",
             bins_now, bins_then, then["processes"], now["processes"], keeping * (bins_then % now["processes"] == 0),
         )  # fmt: skip
-    bits = [f"--{name} {old} then and {new} now" for name, (old, new) in options.items() if name in BITS_OPTIONS]
+    bits = [_change(name, *options[name]) for name in options if name in BITS_OPTIONS]
     names = ["processes", "device"] + ["threads"] * (then["device"] == now["device"])
     bits += [f"{name} {then[name]} then and {now[name]} now" for name in names if then[name] != now[name]]
     bits += [
@@ -238,6 +243,11 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
     ordered_by |= {"mlm_probability"} if args.packing == "packed" else set()  # a bin has room for so many
     same_order = options.keys().isdisjoint(ordered_by)
     return same_order and then["rows"]["train"] == now["rows"]["train"]
+
+
+def _change(name: str, then: Any, now: Any) -> str:
+    said = ("not given" if value is None else value for value in (then, now))
+    return "--{} {} then and {} now".format(name, *said)
 
 
 def _bins_per_step(facts: dict[str, Any]) -> int:

@@ -389,7 +389,7 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
             f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
             f"  python -c {shlex.quote(program)}",
             f"  hf-tfenc demo {shlex.quote(str(folder))}",
-            *(f"  {command}" for command in kind.next_steps(str(folder))),
+            *(f"  {command}" for command in kind.next_steps(str(folder), built_in="corpus" in metrics)),
         ]
     )
 

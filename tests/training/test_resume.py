@@ -386,6 +386,15 @@ def test_another_optimizer_begins_anew_and_another_shape_is_refused(interrupted)
     assert codes == [0] and "--optim adamw then and muon now" in output, output
 
 
+def test_a_tokenizer_that_was_trained_stays(interrupted, tmp_path):
+    """It is in the checkpoint, so its options would change nothing."""
+    codes, output = interrupted(vocab_size=400, resume_with_changes=True)
+    assert codes == [2] and "which cannot change (--vocab_size" in output and "then and 400 now" in output, output
+    assert interrupted()[0] == [0]
+    codes, output = interrupted(vocab_size=400)
+    assert codes == [2] and "holds a finished run with vocab_size" in output and "go on with it" not in output, output
+
+
 def test_changes_can_be_allowed(interrupted, tmp_path):
     codes, output = interrupted(learning_rate=0.5, resume_with_changes=True)
     assert codes == [0] and "This is no longer the run of" in output
@@ -406,7 +415,7 @@ def test_what_changes_bits_alone_is_a_warning(interrupted):
     codes, output = interrupted(cpu_threads=2, attn_implementation="eager", logging_steps=4)
     assert codes == [0], output
     assert "The last bits of results may differ" in output and "threads 1 then and 2 now" in output
-    assert "--attn_implementation None then and eager now" in output and "logging" not in output
+    assert "--attn_implementation not given then and eager now" in output and "logging" not in output
 
 
 def test_another_stream_is_another_run(options, tmp_path, train_file, texts):
