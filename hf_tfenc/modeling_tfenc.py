@@ -926,10 +926,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = F.linear(part, matrix, offset).float()
             normalizers = logits.logsumexp(dim=1, keepdim=True)
             total = total + ((normalizers - logits.gather(1, targets)) * kept).sum()
-            gradient = ((logits - normalizers).exp() - (classes == targets).float()) * kept
+            gradient = (((logits - normalizers).exp() - (classes == targets).float()) * kept).to(x.dtype)
             if bias_gradient is not None:
-                bias_gradient = bias_gradient + gradient.sum(dim=0)
-            gradient = gradient.to(x.dtype)
+                bias_gradient = bias_gradient + gradient.sum(dim=0, dtype=torch.float32)
             weight_gradient = weight_gradient + gradient.T @ part
             x_gradients.append(gradient @ matrix)
         ctx.save_for_backward(torch.cat([x[:0], *x_gradients]), weight_gradient, bias_gradient)
