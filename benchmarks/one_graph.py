@@ -3,8 +3,8 @@
     python benchmarks/one_graph.py --output benchmarks/results/one_graph_h100.md
 
 Two runs of train.py's `run` on the built-in corpus, of the same options but for `--torch_compile`: packed rows, 500
-steps, several epochs. Printed are the graphs that were made and made anew, the losses of both runs, the median time of
-a step, and how much of it the GPU was at work, from a profile of ten steps.
+steps, several epochs, an evaluation after each 150 steps. Printed are the graphs that were made and made anew, the losses
+of both runs, the median time of a step, and how much of it the GPU was at work, from a profile of ten steps.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from hf_tfenc.training.trainer import Trainer
 OPTIONS: dict[str, Any] = {
     "preset": "modern-base", "max_seq_length": 512, "packing": "packed", "tokens_per_batch": 16_384, "bf16": True,
     "optim": "adamw", "learning_rate": 3e-4, "lr_scheduler_type": "linear", "max_steps": 500, "logging_steps": 25,
-    "eval_steps": 500, "save_steps": 500, "dataloader_num_workers": 4,
+    "eval_steps": 150, "save_steps": 500, "dataloader_num_workers": 4,
 }  # fmt: skip
 PROFILED = range(400, 410)
 
@@ -41,6 +41,7 @@ class Watched(Trainer):
         step = self.progress.global_step
         gpu = self.accelerator.device.type == "cuda"
         if step == PROFILED.start and gpu:
+            torch.cuda.synchronize()  # else the step before, still under way, would count too
             self.profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA])
             self.profiler.start()
         super().step(batches)

@@ -93,10 +93,14 @@ def measure(
             try:
                 times = [seconds(model, optimizer, batch, name.startswith("hf_tfenc")) for _ in range(rounds + 1)][1:]
                 row.append(f"{batch['labels'].numel() / statistics.median(times):,.0f}")
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # cuBLAS and cuDNN have errors of their own for it
+                if "memory" not in str(error).lower() and "ALLOC" not in str(error):
+                    raise
                 row.append("–")
-                optimizer.zero_grad()
+            optimizer.zero_grad()
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
+            print(f"{size}, {length:,}, {name}: {row[-1]}", flush=True)
         del model, optimizer
         accelerator.free_memory()
     return cells

@@ -22,6 +22,7 @@ import argparse
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -340,12 +341,14 @@ def profile(contender: Contender, steps: int) -> str:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
         contender.run()
         torch.cuda.synchronize()
-    spent = dict.fromkeys(KERNELS, 0.0)
+    spent, of_kernel = dict.fromkeys(KERNELS, 0.0), Counter[str]()
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name:
             name = event.name.lower()
             kind = next(kind for kind, parts in KERNELS.items() if any(part in name for part in parts))
             spent[kind] += event.time_range.elapsed_us() / 1000 / steps
+            of_kernel[event.name] += event.time_range.elapsed_us() / 1000 / steps
+    print(contender.name, *(f"{ms:8.2f} ms  {name[:100]}" for name, ms in of_kernel.most_common(15)), sep="\n")
     whole = statistics.median(contender.seconds) * 1000 / steps
     cells = [*spent.values(), whole - sum(spent.values()), whole]
     return f"| {contender.name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"
@@ -402,7 +405,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="measure contenders of these names alone")
     parser.add_argument("--work", nargs="*", default=["train", "embed"], choices=["train", "embed"])
     parser.add_argument("--rows", nargs="*", default=["uniform", "varied"], choices=["uniform", "varied"])
-    parser.add_argument("--profile", action="store_true", help="say where the GPU's time goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="say where the GPU's time goes, and print the kernels that take most"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     options = parser.parse_args()
