@@ -10,6 +10,9 @@ tokens of one tokenizer, 65,536 tokens a step at most, and are measured on the s
   AdamW, gradients clipped to 1, 15 % of the tokens masked. BERT's learning rate rises and falls linearly, ModernBERT's
   stays and falls at the end; its peak is `--learning_rate`.
 
+Where there is no GPU nothing is compiled, all is float32, and rows are padded to the longest of a step; `--options` and
+`--peer_sizes` make the models, rows and steps smaller.
+
 A learning rate's course is laid over the time that a contender has, not over steps. The clock stops while a model is
 compiled, before its first step, and while it is measured.
 """
@@ -47,7 +50,7 @@ from hf_tfenc.training.run import source_of
 from hf_tfenc.training.trainer import training_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain-base.yaml"
-ROWS_PER_STEP, EVALUATIONS, HELD_OUT_ROWS = 128, 15, 512
+EVALUATIONS, HELD_OUT_ROWS = 15, 512
 TRAINED_ON = 4000  # texts, for the tokenizer
 Batch = dict[str, Any]
 Step = Callable[[Batch], int]  # makes an optimizer step, and returns how many real tokens it was over
@@ -91,7 +94,7 @@ class Ours:
 
     def batches(self, workers: int) -> Iterator[Batch]:
         loader = DataLoader(
-            EncodedRows(self.rows), batch_sampler=self.bins, collate_fn=self.collate, num_workers=workers, pin_memory=True,
+            EncodedRows(self.rows), batch_sampler=self.bins, collate_fn=self.collate, num_workers=workers, pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )  # fmt: skip
         epoch = 0
@@ -123,26 +126,27 @@ class Theirs:
         masking.args = copy.copy(task.args)
         masking.args.mlm_probability = 0.15
         length = task.args.max_seq_length
-        self.collate = PaddedCollator(task.tokenizer.pad_token_id, masking.label_row(True), length, length, False)
-        self.rows = rows
+        multiple = length if accelerator.device.type == "cuda" else 8
+        self.collate = PaddedCollator(task.tokenizer.pad_token_id, masking.label_row(True), length, multiple, False)
+        self.rows, self.rows_per_step = rows, task.args.tokens_per_batch // length
 
     def batches(self, workers: int) -> Iterator[Batch]:
         for epoch in range(1000):
             order = torch.Generator().manual_seed(epoch)
-            sampler = BatchSampler(RandomSampler(self.rows, generator=order), ROWS_PER_STEP, drop_last=True)
+            sampler = BatchSampler(RandomSampler(self.rows, generator=order), self.rows_per_step, drop_last=True)
             indices = [[(epoch, row) for row in rows] for rows in sampler]
             yield from DataLoader(
                 EncodedRows(self.rows),
                 batch_sampler=indices,
                 collate_fn=self.collate,
                 num_workers=workers,
-                pin_memory=True,
+                pin_memory=torch.cuda.is_available(),
             )
 
     def step(self, batch: Batch) -> int:
         tokens = int(batch["attention_mask"].sum())
         device = self.accelerator.device
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = self.compiled(**to_device(batch, device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -189,7 +193,7 @@ def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) 
     total, count = 0.0, 0
     for batch in batches:
         inputs = to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         kept = inputs["labels"] != -100
         total += float(nn.functional.cross_entropy(logits[kept].float(), inputs["labels"][kept], reduction="sum"))
@@ -271,7 +275,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the table here, as Markdown, and the picture beside it")
     asked = parser.parse_args()
     gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16", cpu=not gpu)
+    accelerator = Accelerator(mixed_precision="bf16" if gpu else "no", cpu=not gpu)
     args = arguments(asked.data, json.loads(asked.options))
     splits = load_splits(source_of(args), MaskedLM.columns(args))
     texts = splits["train"].select(range(min(TRAINED_ON, len(splits["train"]))))["text"][:]

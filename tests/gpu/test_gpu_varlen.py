@@ -83,7 +83,6 @@ def test_a_compiled_step_makes_one_graph():
 
 
 def test_a_compiled_step_has_the_same_gradients():
-    """Of a gated layer as well, whose halves are put together in another way there."""
     model = model_of("modern-tiny", "varlen", False, TfEncForMaskedLM).train()
     ids = torch.randint(1, 300, (4, 128), device="cuda")
     gradients = []
