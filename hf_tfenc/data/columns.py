@@ -57,9 +57,9 @@ class Origin(Protocol):
 
     def load(self, columns: list[str]) -> Dataset: ...
 
-    def place(self, row: int) -> str: ...
+    def numbers(self, rows: int) -> np.ndarray: ...  # of the rows that `load` returns
 
-    def numbers(self, rows: int) -> np.ndarray: ...
+    def place(self, number: int) -> str: ...  # of the row with this number, for messages
 
 
 class NoLabels(ValueError):
@@ -183,9 +183,14 @@ def _reader(origin: Origin, rows: Dataset, column: Column, source: str) -> Reade
     names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
     types = {"text": "string", "words": "list string", "tags": "list string", "number": "float64"}
     reader = Reader(source, column.kind, types.get(column.kind, "string"), names, origin.untyped)
-    if column.kind != "label":
+    if column.kind not in ("label", "tags"):
         return reader
     values = (value for batch in _decodable(rows).iter(batch_size=1000) for value in batch[source])
+    if column.kind == "tags":
+        if isinstance(feature, Value | ClassLabel):
+            return reader
+        tags = (tag for value in values if isinstance(value, list) for tag in value)
+        return replace(reader, tag_type=commonest_label_type(tags, reader))
     label_type = commonest_label_type(values, reader)
     if label_type is None:
         other = f": name another with {column.option}" if column.option else ""
@@ -261,9 +266,9 @@ def _report(
     """One sentence with the first bad row: an error, or with `skip_bad_rows` a warning."""
     if not bad and not origin.damaged:
         return
-    if bad and not origin.damaged:  # without the damaged rows, the numbers of the others would be wrong
+    if not origin.damaged:
         first = min(bad)
-        example = f"{origin.place(first)}: {bad[first].reason}"
+        example = f"{origin.place(origin.numbers(number_of_rows)[first])}: {bad[first].reason}"
         if not skip_bad_rows:
             option = options.get(bad[first].column or "")
             other = f", or name another column with {option}" if option else ""

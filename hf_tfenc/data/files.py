@@ -7,11 +7,10 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,7 +162,7 @@ class Files:
     copies: dict[Path, Path] = field(default_factory=dict)  # read in place of some files, without damaged rows
     damaged: int = 0  # how many such rows there are
     example: str | None = None  # the first of them, and what is wrong with it
-    undamaged: np.ndarray | None = None  # the numbers of the other rows, from 1, where some are damaged
+    undamaged: dict[Path, np.ndarray] = field(default_factory=dict)  # of each file, where some rows are: (rows,), bool
 
     @classmethod
     def of(cls, option: str, files: list[Path], sample_by: SampleBy) -> "Files":
@@ -195,7 +194,9 @@ class Files:
         copies: dict[Path, Path] = {}
         reasons: list[str] = []
         for path in self.files:
-            if found := list(damages(path, self.kind, self.sample_by)):
+            with replace(self, files=[path])._reading():
+                found = list(damages(path, self.kind, self.sample_by))
+            if found:
                 copies[path] = _mended_copy(path, self.kind, self.sample_by)
                 reasons += [f"{self.option} {path}, {reason}" for reason in found]
         if not reasons:
@@ -203,8 +204,9 @@ class Files:
         files = [path for path in self.files if copies.get(path, path).stat().st_size]
         if not files:
             raise ValueError(f"{reasons[0]} No row is left without such rows.")
-        left = [are_undamaged(path, self.kind, self.sample_by) for path in self.files]
-        undamaged = np.flatnonzero(np.fromiter(chain.from_iterable(left), dtype=bool)) + 1
+        undamaged = {
+            path: np.fromiter(are_undamaged(path, self.kind, self.sample_by), dtype=bool) for path in self.files
+        }
         return replace(self, files=files, copies=copies, damaged=len(reasons), example=reasons[0], undamaged=undamaged)
 
     def _read(self) -> list[Path]:
@@ -237,8 +239,10 @@ class Files:
 
     def numbers(self, rows: int) -> np.ndarray:
         """The number of each of the rows that `load` returns, from 1, counted through all files."""
-        if self.undamaged is not None and len(self.undamaged) == rows:  # else a long text became many rows
-            return self.undamaged
+        if self.undamaged:
+            numbers = np.flatnonzero(np.concatenate([*self.undamaged.values()])) + 1
+            if len(numbers) == rows:  # else a long text became many rows
+                return numbers
         return np.arange(1, rows + 1)
 
     def stream(self, column: str) -> TextStream:
@@ -266,17 +270,17 @@ class Files:
                 return
             yield batch
 
-    def place(self, row: int) -> str:
-        """Where the row with this index, from 0, is: option, file and number, from 1."""
-        if len(self.files) == 1:
-            return f"{self.where}, row {row + 1}"
-        columns = list(_column_types(self._read(), self.kind))
-        for path in self.files:
-            rows = len(_load([self.copies.get(path, path)], self.kind, self.sample_by, columns))
-            if row < rows:
-                return f"{self.option} {path}, row {row + 1}"
-            row -= rows
-        raise IndexError(row)
+    def place(self, number: int) -> str:
+        """Where the row is that `numbers` gives this number: option, file and its number there, from 1."""
+        files = list(self.undamaged or self.files)
+        columns = list(_column_types(self._read(), self.kind)) if len(files) > 1 else []
+        for path in files[:-1]:
+            undamaged = self.undamaged.get(path)
+            rows = len(_load([path], self.kind, self.sample_by, columns)) if undamaged is None else len(undamaged)
+            if number <= rows:
+                return f"{self.option} {path}, row {number}"
+            number -= rows
+        return f"{self.option} {files[-1]}, row {number}"
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -288,7 +292,7 @@ class Files:
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # a row cut short is text lost
                 yield
         except Exception as error:
-            if len(self.files) == 1 and (found := next(damages(self.files[0], self.kind, self.sample_by), None)):
+            if len(self.files) == 1 and (found := self._first_damage()):
                 raise ValueError(f"{self.where}, {found}") from error
             reason = root_cause(error)
             if "corresponds to no data" in reason:  # what `datasets` says of a table without rows
@@ -298,6 +302,11 @@ class Files:
             ) from error
         finally:
             datasets.logging.set_verbosity(verbosity)
+
+    def _first_damage(self) -> str | None:
+        with suppress(Exception):  # of a compressed file that is broken, and has no lines to look at
+            return next(damages(self.files[0], self.kind, self.sample_by), None)
+        return None
 
 
 def root_cause(error: BaseException) -> str:

@@ -66,8 +66,8 @@ class Loaded:
 
         return TextStream([Part(self.where, read)], self.version)
 
-    def place(self, row: int) -> str:
-        return f"{self.where}, row {row + 1}"
+    def place(self, number: int) -> str:
+        return f"{self.where}, row {number}"
 
 
 def dataset_origins(

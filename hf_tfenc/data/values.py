@@ -25,6 +25,7 @@ class Reader:
     type: str  # of the values that result: a type of `datasets`, in front of it "list " for a list of them
     names: tuple[str, ...] | None = None  # of a class label
     untyped: bool = False
+    tag_type: str | None = None  # that most tags have, where they may differ
 
     @property
     def feature(self) -> Any:
@@ -37,7 +38,7 @@ class Reader:
         if self.kind == "words":
             return _words(value)
         if self.kind == "tags":
-            return _tags(value, self.names)
+            return self._tags(value)
         if self.kind == "number":
             return _number(_typed(value) if self.untyped else value)
         return self._label(value)
@@ -53,6 +54,20 @@ class Reader:
             return found
         raise BadValue(f"where most rows hold {LABEL_TYPES[self.type]}")
 
+    def _tags(self, value: Any) -> list[str]:
+        if not isinstance(value, list):
+            raise BadValue("not a list of tags")
+        tags = []
+        for number, tag in enumerate(value, 1):
+            named = _named(tag, self.names)
+            kind = _label_type(named)
+            if kind not in TAG_TYPES:
+                raise BadValue(f"where tag {number} is {shown(tag)}")
+            if self.tag_type in TAG_TYPES and kind != self.tag_type:
+                raise BadValue(f"where tag {number} is {shown(tag)}, and most tags are {TAG_TYPES[self.tag_type]}")
+            tags.append(str(named))
+        return tags
+
 
 LABEL_TYPES = {
     "bool": "true or false",
@@ -62,6 +77,7 @@ LABEL_TYPES = {
     "list int64": "a list of integers",
     "list string": "a list of strings",
 }
+TAG_TYPES = {"string": "strings", "int64": "integers"}
 
 
 def _text(value: Any) -> str:
@@ -79,18 +95,6 @@ def _words(value: Any) -> list[str]:
         if not isinstance(word, str) or not word:
             raise BadValue(f"where word {number} is {shown(word)}")
     return value
-
-
-def _tags(value: Any, names: tuple[str, ...] | None) -> list[str]:
-    if not isinstance(value, list):
-        raise BadValue("not a list of tags")
-    tags = []
-    for number, tag in enumerate(value, 1):
-        named = _named(tag, names)
-        if type(named) not in (str, int) or named == "":
-            raise BadValue(f"where tag {number} is {shown(tag)}")
-        tags.append(str(named))
-    return tags
 
 
 def _number(value: Any) -> float:

@@ -194,6 +194,18 @@ def test_damaged_rows_of_compressed_files(write, suffix, compress):
         assert load_splits(Source(**source, skip_bad_rows=True), columns)["train"].to_dict() == left
 
 
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+@pytest.mark.parametrize("skip_bad_rows", [False, True])
+def test_a_compressed_file_that_is_broken(write, suffix, compress, skip_bad_rows):
+    for name, content, columns, *_ in CASES:
+        whole = compress(undamaged_bytes(write(name, content)))
+        for broken in (whole[: len(whole) // 2], b"something else"):
+            path = write(f"{name}.{suffix}", broken)
+            with pytest.raises(ValueError) as error:
+                load_splits(Source(train_file=path, skip_bad_rows=skip_bad_rows, **by_line(name)), columns)
+            assert str(error.value).startswith(f"--train_file {path} cannot be read as ")
+
+
 def test_a_compression_that_python_cannot_undo(write):
     path = write("a.conll.zst", b"a O")
     with pytest.raises(

@@ -477,6 +477,21 @@ def test_labels_of_mixed_types(write, labels, number, reason):
     )
 
 
+@pytest.mark.parametrize(
+    ("tags", "number", "reason"),
+    [
+        ([["O"], ["O", 1], ["B"]], 2, "list ['O', 1], where tag 2 is int 1, and most tags are strings"),
+        ([["O"], [7], [1]], 1, "list ['O'], where tag 1 is str 'O', and most tags are integers"),
+        ([[0.5], [0.5], ["O"]], 1, "list [0.5], where tag 1 is float 0.5"),
+    ],
+)
+def test_tags_of_mixed_types(write, tags, number, reason):
+    path = write("a.jsonl", [{"words": ["a"] * len(row), "tags": row} for row in tags])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=path), [WORDS, TAGS])
+    assert str(error.value).startswith(f"--train_file {path}, row {number}: the column 'tags' holds {reason}: mend")
+
+
 def test_bad_cells(write):
     for content, reason in [
         (

@@ -46,6 +46,7 @@ def test_tags():
     assert reason([1, -1], "tags", names=("O", "B-X")) == "where tag 2 is int -1"
     assert reason([True], "tags") == "where tag 1 is bool True"
     assert reason([0.5], "tags") == "where tag 1 is float 0.5"
+    assert reason(["O", 1], "tags", tag_type="string") == "where tag 2 is int 1, and most tags are strings"
 
 
 def test_numbers():
