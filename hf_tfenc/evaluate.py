@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .data.sources import ROW_NUMBER, load_split
+from .data.sources import load_split
 from .pretrained import quiet_loading, read_config
 from .tasks import TASKS, Task
 from .tokenization import load_tokenizer
@@ -60,9 +60,8 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     task = kind(args, tokenizer)
     model = load_model(args, task)
     with accelerator.main_process_first():
-        source = load_split(source_of(args), kind.columns(args))
-        numbers, source = source[ROW_NUMBER][:], source.remove_columns(ROW_NUMBER)
-        rows = task.encode(DatasetDict(test=source))["test"]
+        splits = load_split(source_of(args), kind.columns(args))
+        source, rows = splits["test"], task.encode_placed(splits)["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
     say(f"{len(source):,} rows, {sum(rows['length'][:]):,} tokens")
@@ -78,7 +77,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         records = task.predictions(measured, source, rows)
-        records = (record | {"row": numbers[record["row"] - 1]} for record in records)
+        records = (record | {"row": int(splits.numbers["test"][record["row"] - 1])} for record in records)
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         (folder / METRICS_FILE).unlink(missing_ok=True)  # never beside the predictions of another call
         write_text(folder / PREDICTIONS_FILE, "".join(lines))

@@ -139,7 +139,7 @@ def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
     )
     assert "which column holds the text is not plain" in refusal(model, *task, "--test_file", labels_alone(tmp_path))
     rows.write_text('{"text": "the fox", "label": "fox"}')
-    assert "test, row 1: the label 'fox' is none of those" in refusal(model, *task, "--test_file", rows)
+    assert f"--test_file {rows}, row 1: the label 'fox' is none of those" in refusal(model, *task, "--test_file", rows)
     assert not (model / "eval-some").exists()
 
 

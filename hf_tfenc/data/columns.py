@@ -149,6 +149,8 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
         strings = [name for name, kind in types.items() if kind == "string" and name not in chosen.values()]
         if column.kind != "text" or len(strings) != 1:
             option = f", say it with {column.option}" if column.option else ""
+            if column.kind == "words" and list(types) == ["text"]:  # nothing but a name tells CoNLL from plain text
+                option = ", for this is read as plain text: let the file's name end in .conll or .conllu if it is such"
             raise ValueError(f"{where}: which column holds the {column.name} is not plain{option}: {listed}.")
         chosen[column.name] = strings[0]
 

@@ -17,12 +17,12 @@ from .streaming import TextStream
 from .values import LABEL_TYPES
 
 __all__ = [
-    "ROW_NUMBER",
     "TEXT_COLUMNS",
     "Column",
     "FileOption",
     "SampleBy",
     "Source",
+    "Splits",
     "load_split",
     "load_splits",
     "load_stream",
@@ -70,9 +70,33 @@ class Source:
                 raise ValueError(f"--{option} {getattr(self, option)} belongs to a --dataset_name: give that too.")
 
 
+class Splits(DatasetDict):
+    """Rows by split, and where they stand in their source.
+
+    Args:
+        rows: the rows of each split; a column `ROW_NUMBER` is taken out
+        origins: where they are from; the rows of a split that is not among these are of train, or built in
+    """
+
+    def __init__(self, rows: dict[str, Dataset], origins: dict[str, Origin]):
+        numbered = {split: part for split, part in rows.items() if ROW_NUMBER in part.column_names}
+        super().__init__(rows | {split: part.remove_columns(ROW_NUMBER) for split, part in numbered.items()})
+        self.origins = origins
+        self.numbers: dict[str, np.ndarray] = {  # of each row, (rows,): from 1, through all files
+            split: part.with_format("numpy", columns=[ROW_NUMBER])[ROW_NUMBER][:] for split, part in numbered.items()
+        }
+
+    def place(self, split: str, row: int) -> str:
+        """Where the row of a split with this index is, for messages: option, file and number."""
+        if split not in self.numbers:
+            return f"{split}, row {row + 1}"
+        origin = self.origins.get(split) or self.origins["train"]
+        return origin.place(int(self.numbers[split][row]))
+
+
 def load_splits(
     source: Source, columns: Sequence[Column], built_in: Callable[[], DatasetDict] = stdlib_documents
-) -> DatasetDict:
+) -> Splits:
     """Splits train, validation and, where there is one, test, with the columns a task asks for, under the task's names.
 
     Without a `train_file` and a `dataset_name` the rows are `built_in()`, which has those columns. Without validation
@@ -88,6 +112,7 @@ def load_splits(
             "give --train_file or --dataset_name, or leave it out."
         )
     splits = DatasetDict()
+    numbered = [column.kind for column in columns] != ["text"]  # a task refuses no text
     if "train" not in origins:
         corpus = built_in()
         names = [column.name for column in columns if column.name in corpus["train"].column_names]
@@ -99,7 +124,7 @@ def load_splits(
             log_guesses(origin.where, columns, chosen)
             said = chosen
         try:
-            splits[split] = take(origin, columns, chosen, source.skip_bad_rows)
+            splits[split] = take(origin, columns, chosen, source.skip_bad_rows, numbered)
         except NoLabels as error:
             if split != "test" or source.test_file is not None:
                 raise
@@ -119,10 +144,10 @@ def load_splits(
         "validation": source.max_eval_samples,
         "test": source.max_eval_samples,
     }
-    return DatasetDict({name: _first(splits[name], limits[name]) for name in limits if name in splits})
+    return Splits({name: _first(splits[name], limits[name]) for name in limits if name in splits}, origins)
 
 
-def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, DatasetDict]:
+def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, Splits]:
     """The training texts as a stream, and as splits what is known of it before: its first texts, and what is held out.
 
     The split train holds its first 20,000 texts, fewer where they are longer than 1,000 characters; validation, without rows of its own,
@@ -151,13 +176,12 @@ def load_stream(source: Source, columns: Sequence[Column]) -> tuple[TextStream, 
         splits["train"] = splits["train"].select(np.flatnonzero(~is_held_out))
         stream = replace(stream, held_out=held_out)
         logger.info("%d of the first %d texts are held out for validation.", is_held_out.sum(), len(texts))
-    return stream, splits
+    return stream, Splits(splits, {})
 
 
-def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] = ("test", "validation")) -> Dataset:
-    """One split alone, the first of `prefer` that the source has: for the evaluation of a model that is trained.
+def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] = ("test", "validation")) -> Splits:
+    """One split alone, the first of `prefer` that the source has, as test: to evaluate a model that is trained.
 
-    The column `ROW_NUMBER` says where each row stands in its source, from 1.
     Raises ValueError or OSError with one sentence, as `load_splits` does, and where the source has none of these.
     """
     origins = _origins(source, training=False)
@@ -168,7 +192,8 @@ def load_split(source: Source, columns: Sequence[Column], prefer: Sequence[str] 
     origin = origins[split]
     chosen = choose(origin.where, origin.types(), columns)
     log_guesses(origin.where, columns, chosen)
-    return _first(take(origin, columns, chosen, source.skip_bad_rows, numbered=True), source.max_eval_samples)
+    rows = take(origin, columns, chosen, source.skip_bad_rows, numbered=True)
+    return Splits({"test": _first(rows, source.max_eval_samples)}, {"test": origin})
 
 
 def _first(rows: Dataset, limit: int | None) -> Dataset:
@@ -234,7 +259,7 @@ def _named(names: list[str]) -> str:
 
 def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
     """All splits get the columns of `train`, each of one type; integers beside numbers become numbers."""
-    names = splits["train"].column_names
+    names = [name for name in splits["train"].column_names if name != ROW_NUMBER]
     others = [split for split in splits if split in origins]
     for split in others:
         if missing := [name for name in names if name not in splits[split].column_names]:
@@ -242,7 +267,8 @@ def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
                 f"{origins[split].where} has no column for {missing[0]}, and the training rows have one: name it, "
                 "or leave it out of both."
             )
-        splits[split] = splits[split].select_columns(names)
+        numbered = [ROW_NUMBER] if ROW_NUMBER in splits[split].column_names else []
+        splits[split] = splits[split].select_columns([*names, *numbered])
     numbers = [Value("int64"), Value("float64")]
     for name in names:
         train = splits["train"].features[name]
@@ -250,9 +276,10 @@ def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
         for split in different:
             feature = splits[split].features[name]
             if feature not in numbers or train not in numbers:
+                row = splits[split][0]
                 raise ValueError(
-                    f"{origins[split].where}: its {name} is {_type_name(feature)}, and in the training rows it is "
-                    f"{_type_name(train)}: make them alike."
+                    f"{origins[split].place(row[ROW_NUMBER])}: its {name} is {_type_name(feature)}, {row[name]!r}, and "
+                    f"in the training rows it is {_type_name(train)}: make them alike."
                 )
         if different:
             for split in splits:

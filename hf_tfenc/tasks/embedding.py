@@ -21,7 +21,7 @@ from .cached_gradients import cached_backward
 from .count_models import TfIdf
 from .retrieval import Relevant, rank
 from .scores import number_scores
-from .task import Batch, Measurement, Picture, Task, digits, numpy_column, sum_backward
+from .task import Batch, Measurement, Picture, RowError, Task, digits, numpy_column, sum_backward
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -103,7 +103,8 @@ class Embedding(Task):
             where there are scores
 
         Raises:
-            ValueError: splits of different kinds, a score that is no number, or scores that are all the same.
+            RowError: a score that is no number.
+            ValueError: splits of different kinds, or scores that are all the same.
         """
         first = splits.get("train", next(iter(splits.values())))
         self.scored = "score" in first.column_names
@@ -153,7 +154,7 @@ class Embedding(Task):
             lowest, highest = self.score_range
             for score, index in zip(batch["score"], indices, strict=True):
                 if isinstance(score, str) or not math.isfinite(score):
-                    raise ValueError(f"{split}, row {index + 1}: the score {score!r} is no number: mend the row.")
+                    raise RowError(split, index, f"the score {score!r} is no number: mend the row.")
             rows["score"] = [(score - lowest) / (highest - lowest) for score in batch["score"]]
         return rows
 

@@ -6,6 +6,8 @@ from typing import Any
 from datasets import Dataset, List
 from transformers import PreTrainedConfig
 
+from .task import RowError
+
 SHOWN = 10  # names in an error message
 SUSPICIOUS = 100  # labels; more than this, and hardly a row for each, are no labels
 
@@ -38,9 +40,12 @@ class Labels:
             only = f"only {next(iter(values))!r}" if values else "no label"
             raise ValueError(f"The training rows have {only} for a label, and two are needed to learn: see {option}.")
         if len(values) > SUSPICIOUS and len(values) > total / 2:
-            raise ValueError(
-                f"The labels of {total} training rows are of {len(values)} kinds, such as {min(values, key=str)!r}: "
-                f"name the column that holds labels with {option}, or, for numbers, give --problem_type regression."
+            row, value = next((row, value) for row, value in enumerate(rows[column]) if value != [])
+            raise RowError(
+                "train",
+                row,
+                f"the label {value!r} is of {len(values)} kinds in {total} training rows: name the column that holds "
+                f"labels with {option}, or, for numbers, give --problem_type regression.",
             )
         return cls([name_of(value) for value in sorted(values, key=_order)])
 
@@ -49,21 +54,34 @@ class Labels:
         """The labels of a trained model."""
         return cls([config.id2label[number] for number in range(config.num_labels)])
 
-    def numbers(self, values: Iterable[Any], where: str) -> list[int]:
-        """The number of each label of a row.
+    def check(self, rows: Dataset, column: str, split: str) -> None:
+        """Whether these are all labels of a split.
 
         Raises:
-            ValueError: a label that the training split does not have; `where` names split and row.
+            RowError: the first row with one that the training split does not have; all such labels are named.
         """
-        names = [name_of(value) for value in values]
-        for name in names:
-            if name not in self.ids:
-                known = ", ".join(self.names[:SHOWN]) + (" ..." if len(self) > SHOWN else "")
-                raise ValueError(
-                    f"{where}: the label {name!r} is none of those of the training split ({known}): mend the row, "
-                    "take it out, or add rows with this label to the training split."
-                )
-        return [self.ids[name] for name in names]
+        unknown: dict[str, int] = {}  # each with its first row
+        nested, row = isinstance(rows.features[column], List), 0
+        for batch in rows.select_columns(column).iter(batch_size=1000):
+            for values in batch[column]:
+                for name in map(name_of, values if nested else [values]):
+                    if name not in self.ids:
+                        unknown.setdefault(name, row)
+                row += 1
+        if unknown:
+            first, *others = unknown
+            neither = f", and neither {'is' if len(others) == 1 else 'are'} {_listed(map(repr, others))}"
+            raise RowError(
+                split,
+                unknown[first],
+                f"the label {first!r} is none of those of the training split ({_listed(self.names)})"
+                f"{neither * bool(others)}: mend the row, take it out, or add rows with this label to the training "
+                "split.",
+            )
+
+    def numbers(self, values: Iterable[Any]) -> list[int]:
+        """The number of each label of a row, which `check` has seen."""
+        return [self.ids[name_of(value)] for value in values]
 
     def config_options(self) -> dict[str, Any]:
         """What a model's configuration says of them."""
@@ -76,6 +94,11 @@ class Labels:
 def name_of(value: Any) -> str:
     """The name of a label: the string itself, or a number written without a needless ".0"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
 def _order(value: Any) -> tuple[bool, Any]:

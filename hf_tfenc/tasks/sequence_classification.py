@@ -19,7 +19,7 @@ from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .labels import Labels
 from .scores import class_scores, confusion_matrix, multi_label_scores, number_scores
-from .task import Batch, Measurement, Picture, Task, digits, numpy_column
+from .task import Batch, Measurement, Picture, RowError, Task, digits, numpy_column
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -92,15 +92,20 @@ class SequenceClassification(Task):
             tells its two texts apart
 
         Raises:
-            ValueError: a label that the training split does not have, or that is of the wrong kind.
+            RowError: a label that the training split does not have, or that is of the wrong kind.
         """
         train = splits.get("train")
         if train is not None:
             self.problem = self.args.problem_type or problem_type_of(train)
+            self._check_kind(train, "train")
             if self.problem != REGRESSION:
                 self.labels = Labels.learn(train, "label", "--label_column")
             logger.info("The labels make it a task of %s.", self.problem.replace("_", " "))
         self._settle()
+        for split, rows in splits.items():
+            self._check_kind(rows, split)
+            if self.problem != REGRESSION:
+                self.labels.check(rows, "label", split)
         self.pairs = any("text_pair" in rows.column_names for rows in splits.values())
         features = {"input_ids": self.id_feature(), "length": Value("int32"), "labels": self._label_feature()}
         if self.pairs:
@@ -147,28 +152,35 @@ class SequenceClassification(Task):
             return_attention_mask=False,
             return_token_type_ids=self.segment_ids,
         )
-        labels = [
-            self._label(value, f"{split}, row {index + 1}")
-            for value, index in zip(batch["label"], indices, strict=True)
-        ]
         rows = {"input_ids": encoded["input_ids"], "length": [len(ids) for ids in encoded["input_ids"]]}
-        return rows | {"labels": labels} | ({"token_type_ids": encoded["token_type_ids"]} if self.segment_ids else {})
+        rows["labels"] = [self._label(value) for value in batch["label"]]
+        return rows | ({"token_type_ids": encoded["token_type_ids"]} if self.segment_ids else {})
 
-    def _label(self, value: Any, where: str) -> Any:
+    def _label(self, value: Any) -> Any:
         if self.problem == REGRESSION:
-            if isinstance(value, bool | list | str) or not math.isfinite(value):
-                raise ValueError(f"{where}: the label {value!r} is no number, and regression needs one: mend the row.")
             return float(value)
-        if isinstance(value, list) != (self.problem == MULTI):
-            raise ValueError(
-                f"{where}: the label {value!r} is {'a' if isinstance(value, list) else 'no'} list, which does not go "
-                f"with --problem_type {self.problem}: name another --label_column, or leave --problem_type out."
-            )
         if self.problem == SINGLE:
-            return self.labels.numbers([value], where)[0]
+            return self.labels.numbers([value])[0]
         row = np.zeros(len(self.labels), dtype=np.float32)
-        row[self.labels.numbers(value, where)] = 1
+        row[self.labels.numbers(value)] = 1
         return row
+
+    def _check_kind(self, rows: Dataset, split: str) -> None:
+        """Whether the labels are such as the problem asks for. Raises RowError."""
+        if self.problem == REGRESSION:
+            for row, value in enumerate(rows["label"]):
+                if isinstance(value, bool | list | str) or not math.isfinite(value):
+                    raise RowError(
+                        split, row, f"the label {value!r} is no number, and regression needs one: mend the row."
+                    )
+        elif isinstance(rows.features["label"], List) != (self.problem == MULTI):
+            value, no = rows[0]["label"], "no" if self.problem == MULTI else "a"
+            raise RowError(
+                split,
+                0,
+                f"the label {value!r} is {no} list, which does not go with --problem_type {self.problem}: name another "
+                "--label_column, or leave --problem_type out.",
+            )
 
     def collator(self, training: bool) -> RowLabelCollator:
         no_label: dict[str, Any] = {

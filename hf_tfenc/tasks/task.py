@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.batching import Arrangement, PaddedBins
-from ..data.sources import Column
+from ..data.sources import Column, Splits
 from ..presets import preset_config
 from ..tokenization import tokenizer_digest
 
@@ -29,6 +29,14 @@ PREDICTED_DIGITS = 5
 WIDGET_TOKENS = 24
 
 Measurement = dict[str, Any]  # by name a number, which is added up, or an array, which is joined to the others
+
+
+class RowError(ValueError):
+    """What is wrong with a row that a task is given: which split it is in, and its index there."""
+
+    def __init__(self, split: str, row: int, reason: str):
+        super().__init__(f"{split}, row {row + 1}: {reason}")
+        self.split, self.row, self.reason = split, row, reason
 
 
 class Picture(NamedTuple):
@@ -86,8 +94,16 @@ class Task(ABC):
         """Rows of the source to rows of numbers, `length` (tokens) among them. What labels there are, `train` says.
 
         Raises:
-            ValueError: a row that the task cannot learn or be measured on, by split, number and value.
+            RowError: a row that the task cannot learn or be measured on.
+            ValueError: the splits, or all rows together, are such.
         """
+
+    def encode_placed(self, splits: Splits) -> DatasetDict:
+        """As `encode`, and a RowError becomes a ValueError with the row's place in its source."""
+        try:
+            return self.encode(splits)
+        except RowError as error:
+            raise ValueError(f"{splits.place(error.split, error.row)}: {error.reason}") from error
 
     def encode_texts(self, texts: list[str]) -> pa.Table:
         """The rows that `encode` makes of some texts of a stream; a task on plain text has it."""

@@ -21,7 +21,7 @@ from ..data.sources import Column
 from ..tokenization import encode_rows
 from .entities import are_bio, entity_scores
 from .labels import Labels
-from .task import Batch, Measurement, Task, numpy_column
+from .task import Batch, Measurement, RowError, Task, numpy_column
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -93,11 +93,13 @@ class TokenClassification(Task):
             of the split it is from, and from which of its words on
 
         Raises:
-            ValueError: lists of unequal length, or a tag that the training split does not have.
+            RowError: lists of unequal length, or a tag that the training split does not have.
         """
         if "train" in splits:
             self.labels = Labels.learn(splits["train"], "tags", "--label_column")
             self._settle()
+        for split, rows in splits.items():
+            self.labels.check(rows, "tags", split)
         integer = Value("int32")
         features = Features(
             {
@@ -125,10 +127,11 @@ class TokenClassification(Task):
         pieces = self._pieces({word for words in spaced for word in words})
         windows: dict[str, list] = defaultdict(list)
         for words, tags, index in zip(spaced, batch["tags"], indices, strict=True):
-            where = f"{split}, row {index + 1}"
             if len(words) != len(tags):
-                raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags; a tag for each word is needed.")
-            numbers = self.labels.numbers(tags, where)
+                raise RowError(
+                    split, index, f"{len(words)} words and {len(tags)} tags; a tag for each word is needed."
+                )
+            numbers = self.labels.numbers(tags)
             capacity = self.args.max_seq_length - len(self.before) - len(self.after)
             for window in word_windows([pieces[word] for word in words], capacity):
                 end = window.first_word + len(window.starts)

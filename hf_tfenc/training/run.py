@@ -127,7 +127,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
     with accelerator.main_process_first():
-        rows = task.encode(splits)
+        rows = task.encode_placed(splits)
     for name, encoded in rows.items():
         begins = "a stream that begins with " if args.streaming and name == "train" else ""
         count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens"

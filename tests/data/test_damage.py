@@ -9,7 +9,7 @@ import pytest
 
 from hf_tfenc.data.damage import damages, undamaged
 from hf_tfenc.data.files import kind_of
-from hf_tfenc.data.sources import ROW_NUMBER, Column, Source, load_split, load_splits
+from hf_tfenc.data.sources import Column, Source, load_split, load_splits
 
 pytestmark = pytest.mark.usefixtures("cache", "offline")
 
@@ -102,8 +102,8 @@ def test_rows_keep_their_numbers(write, name, content, columns, reasons, left):
     files = [write(f"{copy}/{name}", content) for copy in ("one", "two")]
     first, last = 1, len(reasons) + 2
     for number, expected in ((1, [first, last]), (2, [first, last, last + first, last + last])):
-        rows = load_split(Source(test_file=files[:number], skip_bad_rows=True, **by_line(name)), columns)
-        assert rows[ROW_NUMBER][:] == expected
+        splits = load_split(Source(test_file=files[:number], skip_bad_rows=True, **by_line(name)), columns)
+        assert splits.numbers["test"].tolist() == expected
 
 
 def test_numbers_of_rows_beside_blank_lines_and_comments(write):
@@ -115,16 +115,17 @@ def test_numbers_of_rows_beside_blank_lines_and_comments(write):
     }
     for name, content in numbered.items():
         columns = [TEXT] if name == "a.txt" else [TEXT, LABEL] if name == "a.csv" else [WORDS, TAGS]
-        rows = load_split(Source(test_file=write(name, content), skip_bad_rows=True, **by_line(name)), columns)
-        assert rows[ROW_NUMBER][:] == ([1, 4] if name == "a.txt" else [1, 3]), name
+        splits = load_split(Source(test_file=write(name, content), skip_bad_rows=True, **by_line(name)), columns)
+        assert splits.numbers["test"].tolist() == ([1, 4] if name == "a.txt" else [1, 3]), name
 
 
 def test_a_long_text_in_parts_is_numbered_by_the_part(write, monkeypatch):
     monkeypatch.setattr("hf_tfenc.data.files.LONG_DOCUMENT", 100)
     monkeypatch.setattr("hf_tfenc.data.files.PART_CHARACTERS", 50)
     files = [write("long.txt", "some words\n" * 20), write("damaged.txt", b"\xff")]
-    rows = load_split(Source(test_file=files, skip_bad_rows=True), [TEXT])
-    assert rows[ROW_NUMBER][:] == list(range(1, len(rows) + 1)) and len(rows) > 2
+    splits = load_split(Source(test_file=files, skip_bad_rows=True), [TEXT])
+    assert splits.numbers["test"].tolist() == list(range(1, len(splits["test"]) + 1))
+    assert len(splits["test"]) > 2
 
 
 def by_line(name):

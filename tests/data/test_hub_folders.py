@@ -6,7 +6,7 @@ import socket
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_tfenc.data.sources import ROW_NUMBER, Column, Source, load_split, load_splits
+from hf_tfenc.data.sources import Column, Source, load_split, load_splits
 
 COLUMNS = [
     Column("text", "text", ("text", "sentence"), option="--text_column"),
@@ -216,14 +216,14 @@ def test_a_folder_opens_no_connection(folder, monkeypatch):
 
 
 def test_one_split_to_evaluate_on(folder, write, tmp_path, log):
-    assert load_split(Source(dataset_name=folder), COLUMNS)["text"][:] == ["one d"]
+    assert load_split(Source(dataset_name=folder), COLUMNS)["test"]["text"][:] == ["one d"]
     two = Source(dataset_name=folder, dataset_config_name="two")
-    assert load_split(two, COLUMNS).to_dict() == {"text": ["two y"], "label": [1], ROW_NUMBER: [1]}
+    assert load_split(two, COLUMNS)["test"].to_dict() == {"text": ["two y"], "label": [1]}
     other = write("other.jsonl", rows("other", "rest"))
-    assert load_split(Source(test_file=other, max_eval_samples=1), COLUMNS)["text"][:] == ["other"]
+    assert load_split(Source(test_file=other, max_eval_samples=1), COLUMNS)["test"]["text"][:] == ["other"]
     write("lone/v.jsonl", rows("lone"))
     write("lone/README.md", readme(config("default", validation="v.jsonl")))
-    assert load_split(Source(dataset_name=str(tmp_path / "lone")), COLUMNS)["text"][:] == ["lone"]
+    assert load_split(Source(dataset_name=str(tmp_path / "lone")), COLUMNS)["test"]["text"][:] == ["lone"]
     for source, has in ((Source(train_file=other), "the data has only train"), (Source(), "no data is given")):
         with pytest.raises(ValueError) as error:
             load_split(source, COLUMNS)

@@ -527,7 +527,8 @@ def test_splits_that_do_not_agree(write):
     with pytest.raises(ValueError) as error:
         load_splits(Source(train_file=train, test_file=words), [TEXT, LABEL])
     assert str(error.value) == (
-        f"--test_file {words}: its label is a string, and in the training rows it is an integer: make them alike."
+        f"--test_file {words}, row 1: its label is a string, 'one', and in the training rows it is an integer: "
+        "make them alike."
     )
     optional = Column("label", "label", (), required=False)
     text = write("text.jsonl", [{"text": "b"}])
@@ -547,6 +548,29 @@ def test_numbers_are_one_type_in_all_splits(write):
     splits = load_splits(Source(train_file=train, validation_file=scores, test_file=train), [TEXT, LABEL])
     assert [rows["label"][:] for rows in splits.values()] == [[1.0], [0.5], [1.0]]
     assert {str(rows.features["label"]) for rows in splits.values()} == {"Value('float64')"}
+
+
+def test_the_place_of_a_row(write):
+    """Whatever has been left out before it, or lies in other files."""
+    files = [
+        write("a.jsonl", b'{"text": "a", "label": 1}\n{"text": null, "label": 1}\n{"text": "b", "label": 1}\n'),
+        write("b.jsonl", b"{\n{\n"),
+        write("c.jsonl", b'{\n{"text": "c", "label": 1}\n\n{\n{"text": "", "label": 1}\n{"text": "d", "label": 1}\n'),
+    ]
+    numbers = {"a": (files[0], 1), "b": (files[0], 3), "c": (files[2], 2), "d": (files[2], 5)}
+    source = Source(train_file=files, test_file=files[::-1], skip_bad_rows=True, max_eval_samples=3)
+    splits = load_splits(source, [TEXT, LABEL])
+    assert {split: rows.column_names for split, rows in splits.items()} == dict.fromkeys(splits, ["text", "label"])
+    assert list(splits) == ["train", "validation", "test"] and len(splits["test"]) == 3
+    for split, rows in splits.items():
+        for row, text in enumerate(rows["text"]):
+            path, number = numbers[text]
+            assert splits.place(split, row) == f"--{'test' if split == 'test' else 'train'}_file {path}, row {number}"
+
+
+def test_the_place_of_a_row_that_is_built_in():
+    corpus = DatasetDict(train=Dataset.from_list([GOOD]), validation=Dataset.from_list([GOOD]))
+    assert load_splits(Source(), [TEXT, LABEL], built_in=lambda: corpus).place("train", 0) == "train, row 1"
 
 
 def test_a_built_in_corpus_with_files_beside_it(write):
