@@ -133,7 +133,8 @@ def load_splits(
 
     inputs = [c.name for c in columns if c.kind in ("text", "words") and c.name in splits["train"].column_names]
     if "validation" not in splits:
-        splits.update(hold_out(splits["train"], inputs, source.validation_share))
+        labels = [c.name for c in columns if c.kind in ("label", "tags") and c.name in splits["train"].column_names]
+        splits.update(hold_out(splits["train"], inputs, source.validation_share, labels))
     elif "validation" in origins:
         log_shared_rows(splits, "validation", inputs)
     if "test" in splits:

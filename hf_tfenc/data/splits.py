@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -17,11 +19,12 @@ BLOCK = re.compile(
 )
 
 
-def hold_out(rows: Dataset, inputs: list[str], share: float) -> DatasetDict:
+def hold_out(rows: Dataset, inputs: list[str], share: float, labels: Sequence[str] = ()) -> DatasetDict:
     """About `share` of `rows` in `validation`, the others in `train`; at least one text in each.
 
     Chosen by a hash of the columns `inputs`, so that equal rows are on one side whatever their labels. Where there are
-    few rows and text is all that they have, long texts are cut into blocks first.
+    few rows and text is all that they have, long texts are cut into blocks first. A row with a label that would have no
+    other row to be learned from is not held out; `labels` are the columns of labels, or of lists of them.
     """
     if len(rows) < FEWEST_ROWS and rows.column_names == ["text"]:
         blocks = rows.map(_cut, batched=True, batch_size=1)
@@ -34,7 +37,10 @@ def hold_out(rows: Dataset, inputs: list[str], share: float) -> DatasetDict:
             )
             rows = blocks
 
-    held_out = choose_held_out(row_hashes(rows, inputs), share)
+    hashes = row_hashes(rows, inputs)
+    held_out = choose_held_out(hashes, share)
+    for column in labels:
+        held_out = _without_new_labels(rows[column], hashes, held_out)
     splits = DatasetDict(
         {"train": rows.select(np.flatnonzero(~held_out)), "validation": rows.select(np.flatnonzero(held_out))}
     )
@@ -51,6 +57,19 @@ def choose_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
         )
     held_out = hashes < share * 2.0**64
     return hashes == hashes.min() if held_out.all() or not held_out.any() else held_out
+
+
+def _without_new_labels(labels: Iterable[Any], hashes: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """`held_out` without rows whose labels no training row has, and rows equal to them."""
+    of_rows = [value if isinstance(value, list) else [value] for value in labels]
+    trained = {label for row, out in zip(of_rows, held_out, strict=True) if not out for label in row}
+    new = np.array([out and not trained.issuperset(row) for row, out in zip(of_rows, held_out, strict=True)])
+    kept = held_out & ~np.isin(hashes, hashes[new], kind="sort")
+    if 2 * kept.sum() < held_out.sum():  # labels that hardly ever come again are no labels, or are numbers
+        return held_out
+    if moved := held_out.sum() - kept.sum():
+        logger.info("%d rows with labels that no other training row has are not held out.", moved)
+    return kept
 
 
 def log_shared_rows(splits: DatasetDict, name: str, inputs: list[str]) -> None:

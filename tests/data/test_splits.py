@@ -31,6 +31,29 @@ def test_rows_with_labels_are_not_cut():
     assert sum(map(len, hold_out(rows, ["text"], 0.05).values())) == 2
 
 
+def lists_of(labels):
+    return [["often", label] for label in labels]
+
+
+@pytest.mark.parametrize("of_rows", [list, lists_of])
+def test_a_label_that_stands_once_is_trained_on(log, of_rows):
+    labels = ["rare" + str(number) if number % 10 == 0 else "often" for number in range(1000)]
+    texts = [f"text {number - number % 10 % 2}" for number in range(1000)]  # a rare row and the next have one text
+    rows = Dataset.from_dict({"text": texts, "label": of_rows(labels)})
+    plain, held = hold_out(rows, ["text"], 0.3), hold_out(rows, ["text"], 0.3, ["label"])
+    rare = {text for text, label in zip(texts, labels, strict=True) if label != "often"}
+    assert set(held["validation"]["text"]) == set(plain["validation"]["text"]) - rare != set(plain["validation"]["text"])
+    assert not set(held["validation"]["text"]) & set(held["train"]["text"])
+    moved = len(plain["validation"]) - len(held["validation"])
+    assert f"{moved} rows with labels that no other training row has are not held out." in log.messages
+
+
+def test_labels_that_never_come_again_are_held_out():
+    rows = Dataset.from_dict({"text": [f"text {number}" for number in range(200)], "label": list(range(200))})
+    plain, held = hold_out(rows, ["text"], 0.3), hold_out(rows, ["text"], 0.3, ["label"])
+    assert held["validation"].to_dict() == plain["validation"].to_dict()
+
+
 def test_rows_on_both_sides_are_counted(log):
     train = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     test = Dataset.from_dict({"text": ["b", "c", "b"], "label": [0, 1, 1]})
