@@ -5,6 +5,7 @@ Without matplotlib no picture is drawn, and one log line says so.
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def plot_loss(log_file: Path, baseline_loss: float | None, picture: Path) -> Non
     for axes in (losses, rates, speeds):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=DPI)
+    save(figure, picture)
 
 
 def plot_confusion(labels: Sequence[str], counts: ArrayLike, picture: Path) -> None:
@@ -85,7 +86,7 @@ def plot_confusion(labels: Sequence[str], counts: ArrayLike, picture: Path) -> N
     axes.set_ylabel("true")
     if len(labels) <= WRITTEN_OUT:
         write_cells(axes, shares > 0.5, [[f"{count:g}" if count else "" for count in row] for row in counts])
-    figure.savefig(picture, dpi=DPI)
+    save(figure, picture)
 
 
 def plot_similarity(labels: Sequence[str], matrix: ArrayLike, picture: Path) -> None:
@@ -107,7 +108,7 @@ def plot_similarity(labels: Sequence[str], matrix: ArrayLike, picture: Path) -> 
     if len(labels) <= WRITTEN_OUT:
         light = matrix > (lowest + 1) / 2
         write_cells(axes, light, [[f"{value:.2f}" for value in row] for row in matrix])
-    figure.savefig(picture, dpi=DPI)
+    save(figure, picture)
 
 
 # What a task may have drawn of it, by the kind of its picture.
@@ -127,7 +128,7 @@ def plot_positions(table: ArrayLike, picture: Path) -> None:
     axes = heat_map(figure, table, "value", -limit, limit, aspect="auto")
     axes.set_xlabel("feature")
     axes.set_ylabel("position")
-    figure.savefig(picture, dpi=DPI)
+    save(figure, picture)
 
 
 # --- What pictures share ---------------------------------------------------------------------------------------------
@@ -141,6 +142,13 @@ def new_figure(picture: Path, width: float, height: float) -> "Figure | None":
         logger.warning(f"{picture.name} is not drawn: matplotlib comes with pip install 'hf_tfenc[train]'.")
         return None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", picture: Path) -> None:
+    """Write the picture; a character that the font lacks is drawn as a box, and not told one by one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from (current )?font")
+        figure.savefig(picture, dpi=DPI)
 
 
 def square(labels: Sequence[str], values: ArrayLike, name: str) -> np.ndarray:

@@ -221,7 +221,8 @@ class SequenceClassification(Task):
         elif self.problem == MULTI:
             scores = multi_label_scores(labels, predictions)
         else:
-            scores = number_scores(labels, predictions)
+            # A model that hardly varies would be ranked by the last bits of its numbers.
+            scores = number_scores(labels, np.array([digits(value) for value in predictions]))
         loss = math.fsum(losses) / max(len(losses), 1)
         return {"eval_loss": loss} | {f"eval_{name}": score for name, score in scores.items()}
 

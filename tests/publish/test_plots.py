@@ -202,3 +202,10 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, caplog, draw
     (record,) = caplog.records
     assert record.getMessage() == "it.png is not drawn: matplotlib comes with pip install 'hf_tfenc[train]'."
     assert not (tmp_path / "it.png").exists()
+
+
+def test_characters_that_the_font_lacks_are_not_told_one_by_one(tmp_path, recwarn):
+    pytest.importorskip("matplotlib")
+    plot_similarity(["ทีม", "팀"], np.eye(2), tmp_path / "similarity.png")
+    assert (tmp_path / "similarity.png").read_bytes().startswith(PNG)
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]

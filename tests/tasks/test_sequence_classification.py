@@ -133,6 +133,15 @@ def test_metrics_equal_those_by_hand(encoded_task, case):
     } == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_model_that_hardly_varies_is_not_ranked_by_its_last_bits(encoded_task):
+    task, _ = encoded_task("regression")
+    labels, noise = np.arange(40.0), np.random.default_rng(0).normal(size=40)
+    measured = {"loss": np.ones(40), "label": labels, "prediction": 2.19283 + 1e-6 * noise}
+    assert task.metrics(measured) == {"eval_loss": 1.0, "eval_pearson": 0.0, "eval_spearman": 0.0}
+    measured["prediction"] = labels + 1e-6 * noise
+    assert task.metrics(measured)["eval_spearman"] == 1.0
+
+
 def test_baselines_by_hand(encoded_task, splits):
     task, rows = encoded_task("single")
     train, asked = (np.array(splits("single")[split]["label"][:]) for split in ("train", "validation"))
