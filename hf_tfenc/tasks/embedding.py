@@ -226,8 +226,7 @@ class Embedding(Task):
         if self.scored:
             cosines, scores = cosines_of(vectors), measured["score"][order].astype(np.float64)
             loss = math.fsum((cosines - scores) ** 2) / max(len(scores), 1)
-            # A model that hardly varies would be ranked by the last bits of its numbers.
-            correlations = number_scores(scores, np.array([digits(value) for value in cosines]))
+            correlations = number_scores(scores, cosines)
             return {"eval_loss": loss} | {f"eval_{name}": value for name, value in correlations.items()}
         anchors, candidates, relevant = questions(keys)
         flat = vectors.reshape(-1, vectors.shape[-1])
