@@ -26,6 +26,7 @@ from . import conll
 from .columns import no_rows
 from .compression import is_openable, open_bytes, uncompressed_name
 from .damage import are_undamaged, damages, undamaged
+from .mixed_json import json_dataset, json_values
 from .streaming import Part, TextStream
 
 logger = logging.getLogger(__name__)
@@ -258,8 +259,7 @@ class Files:
         if self.kind != "json":
             return self.types()
         with self._reading():
-            rows = _load(self.files[:1], self.kind, self.sample_by, [], streaming=True).with_format("arrow")
-            return _schema_types(next(rows.iter(batch_size=STREAM_ROWS)).schema)
+            return _first_types(self.files)
 
     def _read_batches(self, column: str) -> Iterator[list[Any]]:
         batches = _stream(self.files[0], self.kind, self.sample_by, column)
@@ -324,11 +324,22 @@ def _column_types(files: list[Path], kind: str) -> dict[str, str]:
     elif kind == "parquet":
         schema = pq.read_schema(files[0])
     elif kind == "json":
-        schema = Dataset.from_json(_escaped(files)).data.schema  # kept in the cache, so `_load` does not read it again
+        try:
+            schema = Dataset.from_json(_escaped(files), on_mixed_types=None).data.schema  # in the cache, for `_load`
+        except Exception:  # of several classes; `_load` says what is wrong
+            return _first_types(files)
     else:
         head = pd.read_csv(files[0], nrows=1000, **_csv_options(kind))
         return {name: "string" if is_string_dtype(head[name]) else str(head[name].dtype) for name in head}
     return _schema_types(schema)
+
+
+def _first_types(files: list[Path]) -> dict[str, str]:
+    """The types of the first rows of JSON."""
+    rows = Dataset.from_json(_escaped(files[:1]), streaming=True)
+    if rows.features is not None:
+        return _schema_types(rows.features.arrow_schema)
+    return _schema_types(next(rows.with_format("arrow").iter(batch_size=STREAM_ROWS)).schema)
 
 
 def _schema_types(schema: pa.Schema) -> dict[str, str]:
@@ -339,6 +350,9 @@ def _stream(path: Path, kind: str, sample_by: SampleBy, column: str) -> Iterator
     """The values of a column, batch after batch."""
     if kind == "text" and sample_by == "document":
         yield from ([row["text"]] for row in _text_parts([path], None))
+        return
+    if kind == "json":
+        yield from json_values(path, _escaped([path])[0], column, STREAM_ROWS)
         return
     rows = _load([path], kind, sample_by, [column], streaming=True).select_columns([column])
     for batch in rows.with_format("arrow").iter(batch_size=STREAM_ROWS):
@@ -374,7 +388,7 @@ def _load(files: list[Path], kind: str, sample_by: SampleBy, columns: list[str],
         rows_at_once = STREAM_ROWS if streaming else 10_000
         return Dataset.from_parquet(paths, columns=columns, batch_size=rows_at_once, streaming=streaming)
     if kind == "json":
-        return Dataset.from_json(paths, streaming=streaming)
+        return json_dataset(files, paths, columns, [_stamp(path) for path in files])
     if kind in ("conll", "conllu"):
         return Dataset.from_generator(
             conll.rows,

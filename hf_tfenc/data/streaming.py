@@ -9,6 +9,7 @@ hold the whole block. Memory is that of a block's encoded rows, however long the
 """
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from .batching import Arrangement
 from .collators import EncodedRows
 from .splits import text_hashes
 from .values import shown
+
+logger = logging.getLogger(__name__)
 
 CHARACTERS_PER_TEXT = 2000  # a block of longer texts holds fewer of them, so that memory has a bound
 CHUNK_TEXTS, CHUNK_CHARACTERS = 1000, 1_000_000  # tokenized at once, for a tokenizer takes a hundred bytes a token
@@ -50,7 +53,8 @@ class TextStream:
     Args:
         parts: in the order of the source.
         digest: of what they hold, without reading all of it.
-        skip_bad_rows: leave out rows that hold no string; otherwise the first of them is a ValueError.
+        skip_bad_rows: leave out rows that hold no string, and count them in the log; otherwise the first of them is a
+            ValueError.
         held_out: uint64, the `text_hashes` of texts that are left out.
     """
 
@@ -69,13 +73,19 @@ class TextStream:
         Raises:
             ValueError: a row holds no text, by its place
         """
-        number = 0
+        number = left_out = 0
+        example = None
         for part in self.parts if order is None else [self.parts[index] for index in order]:
             first = number
             for batch in part.read():
                 rows = range(max(skip - number, 0), len(batch))
-                if not self.skip_bad_rows:
-                    self._check(part, batch, rows, number - first)
+                bad = [row for row in rows if not isinstance(batch[row], str)]
+                if bad and not left_out:
+                    row = number - first + bad[0] + 1
+                    example = f"{part.where}, row {row}: the text is {shown(batch[bad[0]])}, not a string"
+                    if not self.skip_bad_rows:
+                        raise ValueError(f"{example}: mend the row, or leave it out with --skip_bad_rows.")
+                left_out += len(bad)
                 rows_with_text = [row for row in rows if isinstance(batch[row], str) and batch[row].strip()]
                 if len(self.held_out) and rows_with_text:
                     hashes = text_hashes([batch[row] for row in rows_with_text])
@@ -84,15 +94,10 @@ class TextStream:
                 for row in rows_with_text:
                     yield number + row + 1, batch[row]
                 number += len(batch)
-
-    @staticmethod
-    def _check(part: Part, batch: list[Any], rows: range, before: int) -> None:
-        for row in rows:
-            if not isinstance(batch[row], str):
-                raise ValueError(
-                    f"{part.where}, row {before + row + 1}: the text is {shown(batch[row])}, not a string: mend the "
-                    "row, or leave it out with --skip_bad_rows."
-                )
+        if left_out:
+            logger.warning(
+                "%d of %d rows of the stream are bad and left out, such as %s.", left_out, number - skip, example
+            )
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """The order of the parts in an epoch."""

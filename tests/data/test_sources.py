@@ -7,9 +7,10 @@ import datasets
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets.packaged_modules.json.json import JsonConfig
 
 from hf_tfenc.data import files
-from hf_tfenc.data.sources import TEXT_COLUMNS, Column, Source, load_splits
+from hf_tfenc.data.sources import TEXT_COLUMNS, Column, Source, load_splits, load_stream
 
 pytestmark = pytest.mark.usefixtures("cache", "offline")
 
@@ -492,6 +493,36 @@ def test_tags_of_mixed_types(write, tags, number, reason):
     assert str(error.value).startswith(f"--train_file {path}, row {number}: the column 'tags' holds {reason}: mend")
 
 
+@pytest.fixture
+def short_parts(monkeypatch):
+    """The reader of JSON tells types by a thousand bytes, not by ten megabytes."""
+    defaults = JsonConfig.__init__.__defaults__
+    assert defaults.count(10 << 20) == 1
+    monkeypatch.setattr(JsonConfig.__init__, "__defaults__", tuple(1000 if d == 10 << 20 else d for d in defaults))
+
+
+@pytest.mark.parametrize("bad", [5, ["a"], {"a": 1}])
+def test_a_value_of_another_type_far_into_a_file_of_json(write, short_parts, bad):
+    rows = [{"text": f'"{number}"\n' if number % 2 else str(number), "label": "x"} for number in range(200)]
+    path = write("a.jsonl", [*rows, {"text": bad, "label": "x"}, *rows])
+    for columns in ([TEXT], [TEXT, LABEL]):
+        with pytest.raises(ValueError, match=r"a\.jsonl, row 201: the column 'text' holds (int|list|dict) "):
+            load_splits(Source(train_file=path), columns)
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 201: the text is (int|list|dict) "):
+        load_stream(Source(train_file=path), [TEXT])
+    good = write("good.jsonl", rows[:1])
+    source = Source(train_file=path, validation_file=good, skip_bad_rows=True)
+    texts = [row["text"] for row in rows] * 2
+    assert load_splits(source, [TEXT])["train"]["text"][:] == texts
+    assert [text for _, text in load_stream(source, [TEXT])[0].read()] == texts
+
+
+def test_numbers_of_another_type_far_into_a_file_of_json(write, short_parts):
+    path = write("a.jsonl", [{"text": "a", "label": 1}] * 100 + [{"text": "a", "label": 0.5}] * 100)
+    splits = load_splits(Source(train_file=path, validation_file=path), [TEXT, LABEL])
+    assert splits["train"]["label"][:] == [1.0] * 100 + [0.5] * 100
+
+
 def test_bad_cells(write):
     for content, reason in [
         (
@@ -560,7 +591,7 @@ def test_the_place_of_a_row(write):
     numbers = {"a": (files[0], 1), "b": (files[0], 3), "c": (files[2], 2), "d": (files[2], 5)}
     source = Source(train_file=files, test_file=files[::-1], skip_bad_rows=True, max_eval_samples=3)
     splits = load_splits(source, [TEXT, LABEL])
-    assert {split: rows.column_names for split, rows in splits.items()} == dict.fromkeys(splits, ["text", "label"])
+    assert {split: rows.column_names for split, rows in splits.items()} == {key: ["text", "label"] for key in splits}
     assert list(splits) == ["train", "validation", "test"] and len(splits["test"]) == 3
     for split, rows in splits.items():
         for row, text in enumerate(rows["text"]):

@@ -42,7 +42,9 @@ def test_a_label_that_stands_once_is_trained_on(log, of_rows):
     rows = Dataset.from_dict({"text": texts, "label": of_rows(labels)})
     plain, held = hold_out(rows, ["text"], 0.3), hold_out(rows, ["text"], 0.3, ["label"])
     rare = {text for text, label in zip(texts, labels, strict=True) if label != "often"}
-    assert set(held["validation"]["text"]) == set(plain["validation"]["text"]) - rare != set(plain["validation"]["text"])
+    assert (
+        set(held["validation"]["text"]) == set(plain["validation"]["text"]) - rare != set(plain["validation"]["text"])
+    )
     assert not set(held["validation"]["text"]) & set(held["train"]["text"])
     moved = len(plain["validation"]) - len(held["validation"])
     assert f"{moved} rows with labels that no other training row has are not held out." in log.messages

@@ -431,13 +431,18 @@ def test_nothing_is_copied(write, monkeypatch, tmp_path):
 # --- Bad rows --------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_without_text_is_named_or_skipped(write):
+def test_a_row_without_text_is_named_or_skipped(write, log):
     good = write("good.jsonl", [{"text": f"text {number}"} for number in range(10)])
     bad = write("bad.jsonl", [{"text": "one"}, {"text": None}, {"text": " "}, {"text": "two"}])
     with pytest.raises(ValueError, match=rf"^--train_file {bad}, row 2: the text is null, not a string: mend the row"):
         load_stream(Source(train_file=[good, bad]), TEXT)
     stream, _ = load_stream(Source(train_file=[good, bad], skip_bad_rows=True, validation_file=good), TEXT)
+    log.clear()
     assert [number for number, _ in stream.read()] == [*range(1, 12), 14]
+    assert log.messages == [
+        f"1 of 14 rows of the stream are bad and left out, such as --train_file {bad}, row 2: the text is null, not a "
+        "string."
+    ]
 
 
 def test_bytes_that_are_no_text_are_named(write):

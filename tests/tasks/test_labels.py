@@ -39,7 +39,11 @@ def test_numbers_and_back():
     [
         (["a", "b", "x", "x"], 3, "the label 'x' is none of those of the training split (a, b): mend the row"),
         (["y", "x", "a", "y"], 1, "the label 'y' is none of those of the training split (a, b), and neither is 'x': "),
-        ([["a"], ["b", "z", "y"], ["x"]], 2, "the label 'z' is none of those of the training split (a, b), and neither are 'y', 'x': mend"),
+        (
+            [["a"], ["b", "z", "y"], ["x"]],
+            2,
+            "the label 'z' is none of those of the training split (a, b), and neither are 'y', 'x': mend",
+        ),
     ],
 )
 def test_unknown_labels_are_named(values, row, said):
