@@ -232,15 +232,16 @@ def _origins(source: Source, training: bool, streaming: bool = False) -> dict[st
 
 def _train_files(value: FileOption, sample_by: SampleBy) -> dict[str, Origin]:
     files = find_files("--train_file", value)
+    folder = value[0] if isinstance(value, list) else value  # the only thing that gives several splits
     if None in files:
         return {"train": Files.of("--train_file", files[None], sample_by)}
     if "train" not in files:
         raise ValueError(
-            f"--train_file {value}: its files are for {' and '.join(map(str, files))}, and none is for training: "
+            f"--train_file {folder}: its files are for {' and '.join(map(str, files))}, and none is for training: "
             "give those for training by a pattern."
         )
     named = ", ".join(f"{split} from {_named([path.name for path in paths])}" for split, paths in files.items())
-    logger.info("--train_file %s: the splits are taken from its files' names: %s.", value, named)
+    logger.info("--train_file %s: the splits are taken from its files' names: %s.", folder, named)
     return {str(split): Files.of("--train_file", paths, sample_by) for split, paths in files.items()}
 
 
@@ -248,7 +249,7 @@ def _split_files(option: str, value: FileOption, split: str, sample_by: SampleBy
     files = find_files(option, value)
     if None not in files and split not in files:
         raise ValueError(
-            f"{option} {value}: its files are for {' and '.join(map(str, files))}, and none is for {split}: "
+            f"{option} {value[0] if isinstance(value, list) else value}: its files are for {' and '.join(map(str, files))}, and none is for {split}: "
             "give those that you mean by a pattern."
         )
     return Files.of(option, files.get(None) or files[split], sample_by)

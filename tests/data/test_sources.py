@@ -250,7 +250,7 @@ def test_a_folder_of_splits(write, tmp_path, log):
     folder = tmp_path / "data"
     for name in ("train-0.txt", "train-1.txt", "dev.txt", "Test.txt", "trainspotting.txt"):
         write(f"data/{name}", name)
-    splits = load_text_splits(str(folder))
+    splits = load_text_splits([str(folder)])  # as the command line gives it
     assert {split: rows["text"][:] for split, rows in splits.items()} == {
         "train": ["train-0.txt", "train-1.txt"],
         "validation": ["dev.txt"],
