@@ -128,7 +128,7 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
     if 0 < len(types) < len(required):
         raise ValueError(
             f"{where} has no column but {listed}, and a row is {' and '.join(required)}: give a file with a column for "
-            "each (where the ending of its name is none of a table's, a file is read as plain text)."
+            "each, or let its name end in what it is, such as .csv or .conll, for others are read as plain text."
         )
     chosen = {column.name: column.given for column in columns if column.given is not None}
     for column in columns:
@@ -149,8 +149,6 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
         strings = [name for name, kind in types.items() if kind == "string" and name not in chosen.values()]
         if column.kind != "text" or len(strings) != 1:
             option = f", say it with {column.option}" if column.option else ""
-            if column.kind == "words" and list(types) == ["text"]:  # nothing but a name tells CoNLL from plain text
-                option = ", for this is read as plain text: let the file's name end in .conll or .conllu if it is such"
             raise ValueError(f"{where}: which column holds the {column.name} is not plain{option}: {listed}.")
         chosen[column.name] = strings[0]
 
