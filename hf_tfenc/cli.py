@@ -35,7 +35,7 @@ def train(context: typer.Context) -> None:
 
 @app.command("eval", context_settings=UNREAD)
 def evaluate(context: typer.Context) -> None:
-    """Measure a trained model on some data, and write what it says of each row; --help lists the options."""
+    """Measure a trained model on other data; --help lists the options."""
     from .evaluate import main
 
     main(context.args)
@@ -57,8 +57,9 @@ def convert(
         typer.Option("--config_overrides", help="for a state dict: options that weights do not tell, as JSON or YAML"),
     ] = None,
 ) -> None:
-    """Convert a checkpoint to or from BERT, ModernBERT or torch.nn.TransformerEncoder, exactly or not at all.
+    """Convert to or from BERT, ModernBERT and torch's encoder.
 
+    Weights come and go bit for bit; what the other side cannot compute is refused by name.
     For example: hf-tfenc convert outputs/mlm served --to modernbert, which loads anywhere without remote code; or
     hf-tfenc convert encoder.pt out --tokenizer_name outputs/mlm --config_overrides '{nhead: 8, norm_position: pre}'.
     """
@@ -83,8 +84,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="a new folder")],
     kind: Annotated[str, typer.Option("--format", help="onnx or torch-export")] = "onnx",
 ) -> None:
-    """Write a model as one graph with open batch and length, and compare the graph with the model.
+    """Write a model as one graph, for ONNX or torch.export.
 
+    Batch and length stay open, and what the graph gives is compared with the model.
     For example: hf-tfenc export outputs/mlm graph --format onnx
     """
     from transformers.utils import logging
@@ -110,9 +112,9 @@ def push(
         bool, typer.Option("--include_checkpoints", help="upload checkpoints and training state too")
     ] = False,
 ) -> None:
-    """Upload a model to the Hub: weights, tokenizer, code, card, metrics and pictures, and no training state.
+    """Upload a finished model with its card to the Hub.
 
-    A second call sends what is missing. Log in first, by hf auth login.
+    Training state stays here. A second call sends what is missing. Log in first, by hf auth login.
     For example: hf-tfenc push outputs/mlm --hub_model_id you/name
     """
     from .publish.hub import push_folder
@@ -145,8 +147,9 @@ def embed(
     bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
-    """Write a vector for each row of a file; a call that was stopped goes on where it was.
+    """Write a vector for each row of a file.
 
+    A call that was stopped goes on where it was when it is given again.
     For example: hf-tfenc embed articles.csv articles.parquet --model_name_or_path outputs/embedding
     """
     from transformers.utils import logging
