@@ -887,6 +887,11 @@ def per_item(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | in
     return total / torch.as_tensor(items, device=total.device, dtype=total.dtype).clamp(min=1)
 
 
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """In float32, leaving out labels of -100. `logits` (rows, classes), `labels` (rows,)."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """Cross-entropy over the last axis of `logits`, leaving out labels of -100.
 
@@ -896,9 +901,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | i
     """
     check_shape("labels", labels, tuple(logits.shape[:-1]), "the shape of the logits without the classes")
     check_range("labels", labels, logits.shape[-1], f"give classes, or {IGNORE_INDEX} to leave out", IGNORE_INDEX)
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    total = summed_cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
     return per_item(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
 
 
@@ -915,18 +918,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         matrix, offset = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        classes, size = torch.arange(len(weight), device=x.device), max(1, LOGITS_AT_ONCE // len(weight))
         # Nothing is written in place: torch 2.11 compiles what is saved as it was before.
         total, x_gradients = torch.zeros((), device=x.device), []
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         bias_gradient = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for first in range(0, len(x), size):
-            part, targets = x[first : first + size], labels[first : first + size, None]
-            kept, targets = targets != IGNORE_INDEX, targets.clamp(min=0)
-            logits = F.linear(part, matrix, offset).float()
-            normalizers = logits.logsumexp(dim=1, keepdim=True)
-            total = total + ((normalizers - logits.gather(1, targets)) * kept).sum()
-            gradient = (((logits - normalizers).exp() - (classes == targets).float()) * kept).to(x.dtype)
+        size = max(1, LOGITS_AT_ONCE // len(weight))
+        for part, targets in zip(x.split(size), labels.split(size), strict=True):
+            gradient, loss = torch.func.grad_and_value(summed_cross_entropy)(F.linear(part, matrix, offset), targets)
+            total = total + loss
             if bias_gradient is not None:
                 bias_gradient = bias_gradient + gradient.sum(dim=0, dtype=torch.float32)
             weight_gradient = weight_gradient + gradient.T @ part
