@@ -205,7 +205,7 @@ class Job:
 
 FINE_TUNING: dict[str, Any] = {
     "optim": "adamw",
-    "learning_rate": 8e-5,
+    "learning_rate": 1.5e-4,
     "weight_decay": 0.01,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
@@ -445,8 +445,8 @@ def main() -> None:
         # A run that has the machine to itself, for its time, waits for the baselines.
         aside = beside if asked.processes > 1 else pool
         work = {aside.submit(one.compare, over): one.name for one in measured}
-        for one in measured:
-            work |= {pool.submit(one.learn, seed, Path(made)): one.name for seed in range(1, asked.seeds + 1)}
+        for seed in range(1, asked.seeds + 1):  # all jobs, before any has another seed
+            work |= {pool.submit(one.learn, seed, Path(made)): one.name for one in measured}
         for done in as_completed(work):
             if error := done.exception():  # the others go on
                 failed = True

@@ -100,8 +100,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.muon.step()
         if self.found_inf is None:
             return
+        skipped, nothing = self.found_inf > 0, torch.zeros_like(self.found_inf)
         for name, tensor in self.muon_tensors().items():  # torch's Muon cannot skip a step by itself
-            tensor.copy_(torch.where(self.found_inf > 0, before.get(name, torch.zeros_like(tensor)), tensor))
+            torch.where(skipped, before.get(name, nothing), tensor, out=tensor)
 
     def muon_tensors(self) -> dict[tuple[int, str], Tensor]:
         """What Muon changes: its matrices, and their momenta where there are some."""
