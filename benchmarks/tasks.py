@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py --data FOLDER --output benchmarks/results/tasks_cpu.md
     python benchmarks/tasks.py --data FOLDER --model outputs/mlm --articles FOLDER/pretrain_en/train-*.parquet \\
-        --bf16 --seeds 3 --processes 7 --scores scores.jsonl --output benchmarks/results/tasks_gpu.md
+        --bf16 --seeds 3 --processes 10 --scores scores.jsonl --output benchmarks/results/tasks_h100.md
 
 The folder holds one folder for each data set, laid out as on the Hub. Each is learned by train.py, a process of its own,
 from `modern-tiny` without pre-training, or from `--model`. The validation split, or what train.py holds out where there
