@@ -3,7 +3,8 @@
     python benchmarks/time_to_loss.py --data FOLDER --seconds 300 --output benchmarks/results/time_to_loss_h100.md
 
 The folder holds text as on the Hub, with a validation split. All contenders read the same rows, windows of at most 512
-tokens of one tokenizer, 65,536 tokens a step at most, and are measured on the same held-out rows with the same masks.
+tokens of one tokenizer, 65,536 tokens a step at most, and are measured on the same held-out rows with the same 15 % of
+the tokens masked.
 
 - Ours: `recipes/pretrain-base.yaml`, by the package's own step, on packed rows.
 - BERT and ModernBERT: 128 rows a step in random order, padded to 512, the model compiled, autocast in bfloat16, fused
