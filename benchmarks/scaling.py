@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from picture import draw
 from torch import nn
 from transformers import BertForMaskedLM, ModernBertForMaskedLM
 
@@ -108,7 +109,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="write the tables here, as Markdown")
+    parser.add_argument("--output", type=Path, help="write the tables here, as Markdown, and the picture beside it")
     parser.add_argument("--size", default="base" if torch.cuda.is_available() else "tiny", choices=SIZES)
     parser.add_argument("--sizes", nargs="*", default=SIZES if torch.cuda.is_available() else SIZES[:2])
     parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
@@ -134,7 +135,9 @@ def main() -> None:
     machine += f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(*lines, machine, sep="\n")
     if options.output:
-        options.output.write_text("\n".join([__doc__ or "", *lines, "", machine, ""]), encoding="utf-8")
+        picture = f"![]({options.output.with_suffix('.png').name})"
+        options.output.write_text("\n".join([__doc__ or "", *lines, "", picture, "", machine, ""]), encoding="utf-8")
+        draw(options.output)
 
 
 if __name__ == "__main__":

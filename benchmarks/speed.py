@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
+from picture import draw
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, ModernBertForMaskedLM, PreTrainedTokenizerFast
@@ -400,7 +401,7 @@ LABELS = {"bert": "BERT", "modern": "ModernBERT", "torch": "torch.nn.Transformer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="write the tables here, as Markdown")
+    parser.add_argument("--output", type=Path, help="write the tables here, as Markdown, and the picture beside it")
     parser.add_argument("--size", default="base" if torch.cuda.is_available() else "small")
     parser.add_argument("--only", nargs="*", help="measure contenders of these names alone")
     parser.add_argument("--work", nargs="*", default=["train", "embed"], choices=["train", "embed"])
@@ -436,7 +437,9 @@ def main() -> None:
     print(machine)
     if options.output:
         body = "\n\n".join("\n".join(part) for part in parts)
-        options.output.write_text(f"{__doc__}\n{body}\n\n{machine}\n", encoding="utf-8")
+        picture = f"![]({options.output.with_suffix('.png').name})"
+        options.output.write_text(f"{__doc__}\n{body}\n\n{picture}\n\n{machine}\n", encoding="utf-8")
+        draw(options.output)
 
 
 if __name__ == "__main__":
