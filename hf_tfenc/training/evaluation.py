@@ -7,6 +7,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from ..data.batching import EvaluationBins
 from ..data.collators import EncodedRows, to_device
@@ -14,6 +15,7 @@ from ..tasks import Measurement, Task, join
 from .precision import compute_in_bfloat16
 from .signals import StopSignals
 
+BAR_AFTER = 3.0  # seconds; a short evaluation needs none
 DIGITS = 6  # of a metric; the last bits of float32 depend on how many rows are computed at once
 
 
@@ -47,7 +49,9 @@ class Evaluation:
         """
         compute_in_bfloat16(self.accelerator, model.eval())
         parts = []
-        for rows, batch in zip(self.bins, self.loader, strict=True):
+        hidden = None if self.accelerator.is_main_process else True  # None: where there is no terminal
+        bar = tqdm(self.loader, "Evaluating", unit="batch", leave=False, delay=BAR_AFTER, disable=hidden)
+        for rows, batch in zip(self.bins, bar, strict=True):
             if signals is not None and self._any_process(signals.received):
                 return None
             on_device = to_device(batch, self.accelerator.device)

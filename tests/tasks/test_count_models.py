@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from hf_tfenc.tasks import count_models
 from hf_tfenc.tasks.count_models import SMOOTHING, BigramModel, UnigramModel
 
 VOCAB, HIDDEN = 12, 1
@@ -75,3 +76,15 @@ def test_unigram_model_is_the_frequencies():
     assert sum(share.values()) == pytest.approx(1)
     assert UnigramModel(COUNTS).loss(targets) == pytest.approx(-np.mean([np.log(share[t]) for t in targets]))
     assert UnigramModel(COUNTS).accuracy(targets) == 0.5
+
+
+@pytest.mark.parametrize("guesses, made", [(400, 100), (100, 100), (99, 50), (30, 25)])
+def test_of_many_positions_some_are_guessed_spread_evenly(bigram, monkeypatch, guesses, made):
+    asked = []
+    monkeypatch.setattr(count_models, "GUESSES", guesses)
+    monkeypatch.setattr(bigram, "guess", lambda left, right, hidden: asked.append(right) or 5)
+    labels = np.full(200, -100)
+    labels[::2] = np.arange(100)
+    right = bigram.accuracy(np.arange(200), labels, HIDDEN)
+    assert asked == list(range(1, 200, 2))[:: 100 // made]
+    assert right == (labels[::2][:: 100 // made] == 5).mean()
