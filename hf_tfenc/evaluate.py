@@ -13,6 +13,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from .data.collators import row_lengths
 from .data.sources import load_split
 from .pretrained import quiet_loading, read_config
 from .tasks import TASKS, Task
@@ -64,7 +65,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
         source, rows = splits["test"], task.encode_placed(splits)["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
-    say(f"{len(source):,} rows, {sum(rows['length'][:]):,} tokens")
+    say(f"{len(source):,} rows, {row_lengths(rows).sum():,} tokens")
 
     started = time.monotonic()
     evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)

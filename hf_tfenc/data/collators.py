@@ -14,6 +14,12 @@ Row = Mapping[str, Any]
 LabelRow = Callable[[Row], tuple[np.ndarray, np.ndarray]]
 
 
+def row_lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of each encoded row: (rows,)."""
+    lengths: np.ndarray = rows.with_format("numpy", columns=["length"])["length"][:]
+    return lengths
+
+
 class EncodedRows(torch.utils.data.Dataset):
     """Encoded rows by (epoch, row), as the batch samplers ask for them, a whole bin at a time.
 

@@ -193,6 +193,7 @@ class RunArguments:
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
+    ddp_timeout: int = option(7200, "seconds that a process waits for the others, as while one of them tokenizes")
     report_to: str = option(
         "none", "show the run by this tracker too, which is a package of its own", choices=list(REPORTS)
     )
@@ -229,7 +230,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
             "gradient_accumulation_steps", "num_train_epochs", "max_steps", "eval_steps", "save_steps",
             "save_total_limit", "max_skipped_steps", "logging_steps", "cpu_threads", "max_train_samples",
             "max_eval_samples", "shuffle_buffer_size", "learning_rate", "adam_epsilon", "temperature", "lora_r",
-            "lora_alpha",
+            "lora_alpha", "ddp_timeout",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)

@@ -29,7 +29,7 @@ FREE_OPTIONS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "eval_steps", "save_steps",
     "save_total_limit", "logging_steps", "load_best_model_at_end", "max_skipped_steps", "dataloader_num_workers",
     "per_device_eval_batch_size", "cpu_threads", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "license", "language",
-    "report_to",
+    "report_to", "ddp_timeout",
 }  # fmt: skip
 # Options whose outcome is compared itself, as rows and tokenizer: data may move.
 COMPARED_OPTIONS = {

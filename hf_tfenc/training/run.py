@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from .. import __version__
+from ..data.collators import row_lengths
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
@@ -100,6 +101,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         # None leaves it to `accelerate launch`.
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
+        # NCCL's ten minutes are too few for the others while one process tokenizes some gigabytes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
     )
     check_processes(accelerator)
     if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
@@ -130,7 +133,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         rows = task.encode_placed(splits)
     for name, encoded in rows.items():
         begins = "a stream that begins with " if args.streaming and name == "train" else ""
-        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {sum(encoded['length'][:]):,} tokens"
+        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {row_lengths(encoded).sum():,} tokens"
         say(f"{name}: {begins}{count}")
     stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
 
@@ -186,7 +189,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
             # It differs a little from one Python version to the next.
             metrics["corpus"] = corpus_info(DatasetDict(texts))
         # Of a stream, those that were read.
-        tokens = int(sum(rows["train"]["length"][:])) if stream is None else trainer.progress.tokens
+        tokens = int(row_lengths(rows["train"]).sum()) if stream is None else trainer.progress.tokens
         metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens, "hardware": hardware}
         metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}}
         metrics |= {"data": split_counts(splits, rows, None if stream is None else tokens)}
@@ -364,7 +367,7 @@ def split_counts(
 ) -> dict[str, dict[str, int | None]]:
     """Rows of the source, encoded sequences and their tokens in each split; of a stream the tokens that were read."""
     counts: dict[str, dict[str, int | None]] = {
-        name: {"rows": len(splits[name]), "sequences": len(encoded), "tokens": int(sum(encoded["length"][:]))}
+        name: {"rows": len(splits[name]), "sequences": len(encoded), "tokens": int(row_lengths(encoded).sum())}
         for name, encoded in rows.items()
     }
     if streamed_tokens is not None:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import time
 
 import pytest
 from launching import Run
@@ -164,3 +165,24 @@ def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, t
             for metric in ("accuracy", "loss", "loss_per_byte")
         ]
     assert len(set(map(tuple, found.values()))) == 1, found
+
+
+def read_slowly_in_one_process():
+    from hf_tfenc.training import run
+
+    load_splits = run.load_splits
+
+    def slowly(*arguments):
+        if os.environ["RANK"] == "0":
+            time.sleep(4)
+        return load_splits(*arguments)
+
+    run.load_splits = slowly
+
+
+@pytest.mark.parametrize("seconds, ends_well", [(1, False), (60, True)])
+def test_a_process_waits_for_the_others_as_long_as_it_is_told_to(options, tmp_path, seconds, ends_well):
+    run = Run(options(ddp_timeout=seconds, max_steps=2), tmp_path / "log", 2, before=read_slowly_in_one_process)
+    codes = run.wait()
+    assert (set(codes) == {0}) == ends_well, run.output
+    assert ("1000ms" in run.output) != ends_well
