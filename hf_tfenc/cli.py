@@ -138,7 +138,9 @@ def embed(
         Literal["document", "paragraph", "line"],
         typer.Option("--sample_by", help="of a text file a row is a line, a paragraph, or the document"),
     ] = "line",
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="texts at once")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", min=1, help="texts at once; 32 on a CPU, 256 on a GPU if not given")
+    ] = None,
     max_seq_length: Annotated[
         int | None,
         typer.Option("--max_seq_length", min=1, help="tokens of a text that are read; else the model's limit"),

@@ -22,21 +22,23 @@ from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
 from .data.files import Files, SampleBy, find_files
 from .data.values import shown
 from .extras import require
+from .memory import memory_for
 from .tokenization import HUB_ID
 from .training.lock import FolderLock
 
 ROWS_PER_PART = 10_000  # sorted by length, and saved, together
+BATCH_SIZE_ON_CPU, BATCH_SIZE = 32, 256
 KEY = b"hf_tfenc"  # under which a part says what it is of
 
 
 class Encoding(NamedTuple):
     """How texts become vectors.
 
-    batch_size: texts at once.
+    batch_size: texts at once; if not given, as many as keep the device busy.
     max_seq_length: tokens of a text that are read; the model's own limit if not given.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     max_seq_length: int | None = None
     normalize: bool = False
     bf16: bool = False
@@ -151,7 +153,7 @@ def transformers_in(model: torch.nn.Module) -> list[PreTrainedModel]:
 
 def digest_of(model: Any, encoding: Encoding) -> bytes:
     """A hash of all that vectors depend on but the texts; how many are computed at once changes their last bits alone."""
-    settled = encoding._replace(batch_size=0, max_seq_length=model.max_seq_length)
+    settled = encoding._replace(batch_size=None, max_seq_length=model.max_seq_length)
     digest = hashlib.blake2b(repr((settled, str(model), model.prompts, model.default_prompt_name)).encode())
     for module in transformers_in(model):
         digest.update(module.config.to_json_string(use_diff=False).encode())
@@ -175,7 +177,9 @@ def key_of(digest: bytes, texts: list[str]) -> bytes:
 
 def vectors(model: Any, texts: list[str], encoding: Encoding) -> np.ndarray:
     """(texts, features) float32, in the order of the texts; they are computed from the longest to the shortest."""
-    result = np.asarray(model.encode(texts, batch_size=encoding.batch_size, show_progress_bar=False), dtype=np.float32)
+    size = encoding.batch_size or (BATCH_SIZE_ON_CPU if model.device.type == "cpu" else BATCH_SIZE)
+    with memory_for(f"--batch_size {size}", "halve it"):
+        result = np.asarray(model.encode(texts, batch_size=size, show_progress_bar=False), dtype=np.float32)
     if encoding.normalize:  # here, for in bfloat16 the length would be 1 to three digits
         result = result / np.linalg.norm(result, axis=1, keepdims=True).clip(min=1e-12)
     return result

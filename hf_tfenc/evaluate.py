@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from .data.collators import row_lengths
 from .data.sources import load_split
+from .memory import memory_for
 from .pretrained import quiet_loading, read_config
 from .tasks import TASKS, Task
 from .tokenization import load_tokenizer
@@ -69,10 +70,11 @@ def evaluate(args: Arguments) -> dict[str, Any]:
 
     started = time.monotonic()
     evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
-    measured = evaluation.measure(model.to(accelerator.device))
+    with memory_for(f"--per_device_eval_batch_size {args.per_device_eval_batch_size}", "halve it"):
+        measured = evaluation.measure(model.to(accelerator.device))
     assert measured is not None  # no signal was asked
     metrics: dict[str, Any] = evaluation.metrics(measured)
-    metrics |= {"eval_samples": len(source), "eval_tokens": int(sum(rows["length"][:]))}
+    metrics |= {"eval_samples": len(source), "eval_tokens": int(row_lengths(rows).sum())}
     metrics["eval_runtime"] = time.monotonic() - started
     metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path)}
     if accelerator.is_main_process:

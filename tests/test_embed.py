@@ -86,6 +86,16 @@ def test_options_reach_the_model(model, file, tmp_path):
     assert embed.load_model(model, encoding).max_seq_length == 5
 
 
+@pytest.mark.parametrize("asked, said", [(None, 32), (500, 500)])
+def test_too_little_memory_names_the_batch(model, file, tmp_path, monkeypatch, asked, said):
+    def encode(self, texts, batch_size, **_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer.encode", encode)
+    with pytest.raises(ValueError, match=f"This device has too little memory for --batch_size {said}: halve it."):
+        embed.embed(str(file), tmp_path / "out.parquet", model, encoding=embed.Encoding(batch_size=asked))
+
+
 def test_a_stopped_call_goes_on(model, file, tmp_path, encoded):
     noted, seen = encoded
     embed.embed(str(file), tmp_path / "whole.parquet", model)

@@ -28,6 +28,7 @@ from ..data.collators import row_lengths
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
+from ..memory import memory_for
 from ..pretrained import read_config
 from ..publish.card import data_card, renew_card, write_card
 from ..publish.hub import Uploads
@@ -92,8 +93,21 @@ def run(args: Arguments) -> dict[str, Any]:
         RunError, ValueError, OSError: one sentence, before training starts where that can be.
         Interrupted: after a signal, with everything saved.
     """
-    with FolderLock(Path(args.output_dir or "")) as lock, StopSignals() as signals, Uploads(args) as uploads:
+    mend = "halve it; in training, twice the --gradient_accumulation_steps then make the same of a step"
+    with (
+        FolderLock(Path(args.output_dir or "")) as lock,
+        StopSignals() as signals,
+        Uploads(args) as uploads,
+        memory_for(batch_sizes(args), mend),
+    ):
         return _run(args, lock, signals, uploads)
+
+
+def batch_sizes(args: Arguments) -> str:
+    """The options that say how much is in memory at once, with their values."""
+    rows = f"--per_device_train_batch_size {args.per_device_train_batch_size}"
+    training = f"--tokens_per_batch {args.packed_tokens}" if args.packing == "packed" else rows
+    return f"{training}, or in an evaluation for --per_device_eval_batch_size {args.per_device_eval_batch_size}"
 
 
 def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploads) -> dict[str, Any]:

@@ -358,6 +358,25 @@ def test_what_a_killed_process_left_is_no_hindrance(tiny_argv, train_file, tmp_p
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    "options, named", [({}, "--per_device_train_batch_size 4"), ({"packing": "packed"}, "--tokens_per_batch 128")]
+)
+def test_too_little_memory_ends_with_one_line_that_names_the_batch(
+    tiny_argv, train_file, capsys, monkeypatch, options, named
+):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("hf_tfenc.training.trainer.training_step", too_much)
+    sizes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8, "max_seq_length": 32}
+    with pytest.raises(SystemExit) as ended:
+        main(tiny_argv(train_file=train_file, **sizes, **options))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"Error: This device has too little memory for {named}, or in an evaluation for ")
+    assert "--per_device_eval_batch_size 8: halve it" in error
+
+
 def test_ctrl_c_before_training_ends_with_one_line(tiny_argv, train_file, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
