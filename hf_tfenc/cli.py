@@ -139,7 +139,7 @@ def embed(
         typer.Option("--sample_by", help="of a text file a row is a line, a paragraph, or the document"),
     ] = "line",
     batch_size: Annotated[
-        int | None, typer.Option("--batch_size", min=1, help="texts at once; 32 on a CPU, 256 on a GPU if not given")
+        int | None, typer.Option("--batch_size", min=1, help="texts at once; 64 on a CPU, 256 on a GPU if not given")
     ] = None,
     max_seq_length: Annotated[
         int | None,

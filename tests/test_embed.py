@@ -86,7 +86,7 @@ def test_options_reach_the_model(model, file, tmp_path):
     assert embed.load_model(model, encoding).max_seq_length == 5
 
 
-@pytest.mark.parametrize("asked, said", [(None, 32), (500, 500)])
+@pytest.mark.parametrize("asked, said", [(None, 64), (500, 500)])
 def test_too_little_memory_names_the_batch(model, file, tmp_path, monkeypatch, asked, said):
     def encode(self, texts, batch_size, **_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
