@@ -8,16 +8,16 @@ speed.py and scaling.py call it; by hand it draws a page that was put together f
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+from hf_tfenc.publish.plots import new_figure, save
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Told apart by colour-blind eyes, and by lightness in print (Okabe & Ito 2008).
 OURS, THEIRS = "#0072B2", "#BBBBBB"
-CURVES = ("#0072B2", "#56B4E9", "#D55E00", "#000000")
+CURVES = (OURS, "#56B4E9", "#D55E00", "#000000")
 Table = tuple[list[str], list[list[str]]]  # head and rows
 
 
@@ -36,7 +36,7 @@ def number(cell: str) -> float | None:
     return float(cell.replace(",", "")) if cell[:1].isdigit() else None
 
 
-def bars(axes: Axes, head: list[str], rows: list[list[str]]) -> None:
+def bars(axes: "Axes", head: list[str], rows: list[list[str]]) -> None:
     speeds = {row[0]: number(row[head.index("tokens/s")]) or 0.0 for row in reversed(rows)}
     colours = [OURS if name.startswith("hf_tfenc") else THEIRS for name in speeds]
     drawn = axes.barh(list(speeds), list(speeds.values()), color=colours)
@@ -46,7 +46,7 @@ def bars(axes: Axes, head: list[str], rows: list[list[str]]) -> None:
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def curves(axes: Axes, head: list[str], rows: list[list[str]]) -> None:
+def curves(axes: "Axes", head: list[str], rows: list[list[str]]) -> None:
     for place, (name, colour) in enumerate(zip(head[1:], CURVES, strict=True), 1):
         points = [(number(row[0]), number(row[place])) for row in rows]
         whole = [(x, y) for x, y in points if y is not None]
@@ -60,26 +60,25 @@ def curves(axes: Axes, head: list[str], rows: list[list[str]]) -> None:
     axes.legend(fontsize="small")
 
 
-def draw(page: Path) -> Path:
-    """Write the picture, which has the page's name, and say where it is."""
+def draw(page: Path) -> None:
+    """Write the picture, which has the page's name; without matplotlib there is none, and a log line says so."""
     shown = {
         title: (curves if number(rows[0][0]) else bars, head, rows)
         for title, (head, rows) in tables(page.read_text(encoding="utf-8")).items()
         if "tokens/s" in head or number(rows[0][0])
     }
     heights = [3.5 if kind is curves else 0.4 + 0.28 * len(rows) for kind, _, rows in shown.values()]
-    figure, all_axes = pyplot.subplots(
-        len(shown), figsize=(8, sum(heights) + 0.3), height_ratios=heights, layout="constrained", squeeze=False
-    )
+    picture = page.with_suffix(".png")
+    if (figure := new_figure(picture, 8, sum(heights) + 0.3)) is None:
+        return
+    all_axes = figure.subplots(len(shown), height_ratios=heights, squeeze=False)
     for axes, (title, (kind, head, rows)) in zip(all_axes[:, 0], shown.items(), strict=True):
         axes.set_title(f"{title}, tokens/s", loc="left", fontsize="medium")
         kind(axes, head, rows)
-    figure.savefig(page.with_suffix(".png"), dpi=120)
-    pyplot.close(figure)
-    return page.with_suffix(".png")
+    save(figure, picture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("page", type=Path, help="Markdown, with a table under each title")
-    print(draw(parser.parse_args().page))
+    draw(parser.parse_args().page)
