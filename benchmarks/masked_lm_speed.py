@@ -21,7 +21,7 @@ from transformers import BertForMaskedLM, ModernBertForMaskedLM
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.data.batching import PaddedBins, TrainingBins
-from hf_tfenc.data.collators import EncodedRows
+from hf_tfenc.data.collators import EncodedRows, numpy_column
 from hf_tfenc.data.stdlib_corpus import stdlib_documents
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.convert import to_bert_config, to_modernbert_config
@@ -83,7 +83,7 @@ def main() -> None:
     splits = stdlib_documents().select_columns("text")
     task = MaskedLM(args, train_tokenizer(splits["train"]["text"][:], 4096, model_max_length=128))
     rows = task.encode(splits)["train"]
-    bins = TrainingBins(rows.with_format("numpy")["length"][:], PaddedBins(16), seed=0)
+    bins = TrainingBins(numpy_column(rows, "length"), PaddedBins(16), seed=0)
     loader = DataLoader(EncodedRows(rows), batch_sampler=bins, collate_fn=task.collator(training=True))
     batches = [batch for batch, _ in zip(loader, range(WARM_UP + STEPS), strict=False)]
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 import yaml
@@ -39,9 +38,10 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.data.batching import EvaluationBins, TrainingBins
-from hf_tfenc.data.collators import EncodedRows, PaddedCollator, to_device
+from hf_tfenc.data.collators import EncodedRows, PaddedCollator, numpy_column, to_device
 from hf_tfenc.data.sources import load_splits
 from hf_tfenc.presets import preset_config
+from hf_tfenc.publish.plots import new_figure, save
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.tokenization import load_tokenizer, train_tokenizer
 from hf_tfenc.training.arguments import Arguments
@@ -89,7 +89,7 @@ class Ours:
             torch.compile(self.prepared, dynamic=False) if accelerator.device.type == "cuda" else self.prepared
         )
         self.schedule = SCHEDULES[args.lr_scheduler_type]
-        self.lengths = rows.with_format("numpy")["length"][:]
+        self.lengths = numpy_column(rows, "length")
         arrangement, self.collate = task.training_batches(self.lengths)
         self.bins, self.rows = TrainingBins(self.lengths, arrangement, args.seed), rows
 
@@ -247,18 +247,15 @@ def time_to(curve: list[dict[str, float]], loss: float) -> float | None:
 
 
 def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    if (figure := new_figure(path, 7, 4)) is None:
+        return
+    axes = figure.subplots()
     for name, curve in curves.items():
         axes.plot([p["seconds"] for p in curve[1:]], [p["loss"] for p in curve[1:]], marker=".", label=name)
     axes.set(xlabel="seconds of training", ylabel="held-out loss, nats a masked token")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
@@ -287,10 +284,10 @@ def main() -> None:
     )
     task = MaskedLM(args, tokenizer)
     rows = task.encode(splits)
-    tokens = int(np.sum(rows["train"].with_format("numpy")["length"][:]))
+    tokens = int(numpy_column(rows["train"], "length").sum())
     print(f"{len(rows['train']):,} rows, {tokens:,} tokens; {len(rows['validation']):,} held-out rows", flush=True)
     few = rows["validation"].select(range(min(HELD_OUT_ROWS, len(rows["validation"]))))
-    bins = EvaluationBins(few.with_format("numpy")["length"][:], 32)
+    bins = EvaluationBins(numpy_column(few, "length"), 32)
     held_out = list(DataLoader(EncodedRows(few), batch_sampler=bins, collate_fn=task.collator(training=False)))
 
     curves: dict[str, list[dict[str, float]]] = {}

@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .data.collators import row_lengths
+from .data.collators import numpy_column
 from .data.sources import load_split
 from .memory import memory_for
 from .pretrained import quiet_loading, read_config
@@ -66,7 +66,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
         source, rows = splits["test"], task.encode_placed(splits)["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
-    say(f"{len(source):,} rows, {row_lengths(rows).sum():,} tokens")
+    say(f"{len(source):,} rows, {numpy_column(rows, 'length').sum():,} tokens")
 
     started = time.monotonic()
     evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
@@ -74,7 +74,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
         measured = evaluation.measure(model.to(accelerator.device))
     assert measured is not None  # no signal was asked
     metrics: dict[str, Any] = evaluation.metrics(measured)
-    metrics |= {"eval_samples": len(source), "eval_tokens": int(row_lengths(rows).sum())}
+    metrics |= {"eval_samples": len(source), "eval_tokens": int(numpy_column(rows, "length").sum())}
     metrics["eval_runtime"] = time.monotonic() - started
     metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path)}
     if accelerator.is_main_process:

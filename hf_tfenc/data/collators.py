@@ -14,10 +14,9 @@ Row = Mapping[str, Any]
 LabelRow = Callable[[Row], tuple[np.ndarray, np.ndarray]]
 
 
-def row_lengths(rows: Dataset) -> np.ndarray:
-    """Tokens of each encoded row: (rows,)."""
-    lengths: np.ndarray = rows.with_format("numpy", columns=["length"])["length"][:]
-    return lengths
+def numpy_column(rows: Dataset, name: str) -> Any:
+    """A whole column of rows, as an array or, where rows differ in length, a list of arrays."""
+    return rows.with_format("numpy", columns=[name])[name][:]
 
 
 class EncodedRows(torch.utils.data.Dataset):

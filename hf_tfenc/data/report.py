@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from ..tokenization import encode_rows
-from .collators import row_lengths
+from .collators import numpy_column
 from .splits import row_hashes
 
 # What a row may hold for the tokenizer: texts that are encoded together, or each by itself.
@@ -65,7 +65,7 @@ def describe(splits: DatasetDict, encoded: DatasetDict, tokenizer: PreTrainedTok
         reports[split] = SplitReport(
             rows=len(rows),
             encoded_rows=len(encoded[split]),
-            tokens=int(row_lengths(encoded[split]).sum()),
+            tokens=int(numpy_column(encoded[split], "length").sum()),
             duplicates=len(rows) - len(np.unique(hashes[split])),
             shared=0 if split == "train" else int(np.isin(hashes[split], hashes["train"]).sum()),
             sampled_words=words,

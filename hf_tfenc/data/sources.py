@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from datasets import Dataset, DatasetDict, Value
 
+from .collators import numpy_column
 from .columns import ROW_NUMBER, TEXT_COLUMNS, Column, NoLabels, Origin, choose, log_guesses, no_rows, take
 from .files import FileOption, Files, SampleBy, find_files
 from .hub import dataset_origins
@@ -83,7 +84,7 @@ class Splits(DatasetDict):
         super().__init__(rows | {split: part.remove_columns(ROW_NUMBER) for split, part in numbered.items()})
         self.origins = origins
         self.numbers: dict[str, np.ndarray] = {  # of each row, (rows,): from 1, through all files
-            split: part.with_format("numpy", columns=[ROW_NUMBER])[ROW_NUMBER][:] for split, part in numbered.items()
+            split: numpy_column(part, ROW_NUMBER) for split, part in numbered.items()
         }
 
     def place(self, split: str, row: int) -> str:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data import stdlib_tasks
-from ..data.collators import Padding, as_tensors, to_device
+from ..data.collators import Padding, as_tensors, numpy_column, to_device
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .cached_gradients import cached_backward
 from .count_models import TfIdf
 from .retrieval import Relevant, rank
 from .scores import number_scores
-from .task import Batch, Measurement, Picture, RowError, Task, digits, numpy_column, sum_backward
+from .task import Batch, Measurement, Picture, RowError, Task, digits, sum_backward
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import stdlib_corpus
 from ..data.batching import Arrangement
-from ..data.collators import LabelRow
+from ..data.collators import LabelRow, numpy_column
 from ..data.masking import IGNORE_INDEX
 from ..data.packing import PackedBins, PackedCollator
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import token_byte_lengths
-from .task import Batch, Measurement, Task, digits, numpy_column
+from .task import Batch, Measurement, Task, digits
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from ..data import stdlib_tasks
-from ..data.collators import EncodedRows, RowLabelCollator, to_device
+from ..data.collators import EncodedRows, RowLabelCollator, numpy_column, to_device
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .labels import Labels
 from .scores import class_scores, confusion_matrix, multi_label_scores, number_scores
-from .task import Batch, Measurement, Picture, RowError, Task, digits, numpy_column
+from .task import Batch, Measurement, Picture, RowError, Task, digits
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments

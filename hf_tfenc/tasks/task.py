@@ -279,11 +279,6 @@ def batch_rows(rows: Dataset) -> int:
     return max(1, min(1000, BATCH_BYTES * len(rows.data) // max(rows.data.nbytes, 1)))
 
 
-def numpy_column(rows: Dataset, name: str) -> Any:
-    """A whole column of encoded rows, as an array or, where rows differ in length, a list of arrays."""
-    return rows.with_format("numpy", columns=[name])[name][:]
-
-
 def digits(value: float) -> float:
     """A predicted number to the digits that do not depend on how many rows are computed at once."""
     return float(f"{value:.{PREDICTED_DIGITS}g}")

@@ -15,13 +15,13 @@ from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreT
 
 from ..data import stdlib_tasks
 from ..data.alignment import word_windows
-from ..data.collators import EncodedRows, PaddedCollator, Row, to_device
+from ..data.collators import EncodedRows, PaddedCollator, Row, numpy_column, to_device
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import Column
 from ..tokenization import encode_rows
 from .entities import are_bio, entity_scores
 from .labels import Labels
-from .task import Batch, Measurement, RowError, Task, numpy_column
+from .task import Batch, Measurement, RowError, Task
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments

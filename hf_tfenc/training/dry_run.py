@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict
 
-from ..data.collators import EncodedRows, row_lengths, to_device
+from ..data.collators import EncodedRows, numpy_column, to_device
 from ..data.report import describe, report_lines
 from ..tasks import Batch
 from .evaluation import Evaluation
@@ -38,7 +38,7 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     """
     args, accelerator, total, epoch = trainer.args, trainer.accelerator, trainer.total_steps, trainer.steps_per_epoch
     assert epoch is not None  # a stream has none, and no dry run
-    tokens = {split: int(row_lengths(encoded).sum()) for split, encoded in rows.items()}
+    tokens = {split: int(numpy_column(encoded, "length").sum()) for split, encoded in rows.items()}
     evaluations = (
         math.ceil(total / (args.eval_steps or epoch or total)) + 1
     )  # and the best model once more, at the end
@@ -96,7 +96,7 @@ def steps_of(trainer: Trainer, rows: Dataset) -> Iterator[list[Batch]]:
     """The micro-batches of step after step: first of the longest rows, which need the most memory, then as in the run."""
     accumulated = trainer.args.gradient_accumulation_steps
     if trainer.args.packing == "padded":  # packed batches all have the same shape
-        longest = np.argsort(row_lengths(rows))[-trainer.args.per_device_train_batch_size :]
+        longest = np.argsort(numpy_column(rows, "length"))[-trainer.args.per_device_train_batch_size :]
         batch = trainer.collate(EncodedRows(rows).__getitems__([(0, row) for row in longest.tolist()]))
         yield [batch] * accumulated
     for epoch in count():
@@ -112,7 +112,7 @@ def evaluation_seconds(trainer: Trainer, rows: Dataset) -> float:
     evaluation = Evaluation(trainer.task, part, args.per_device_eval_batch_size, accelerator)
     started = time.monotonic()
     evaluation.measure(accelerator.unwrap_model(trainer.model))
-    return (time.monotonic() - started) / int(row_lengths(part).sum())
+    return (time.monotonic() - started) / int(numpy_column(part, "length").sum())
 
 
 def on_cuda(accelerator: Accelerator) -> bool:

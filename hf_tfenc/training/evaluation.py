@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.batching import EvaluationBins
-from ..data.collators import EncodedRows, row_lengths, to_device
+from ..data.collators import EncodedRows, numpy_column, to_device
 from ..tasks import Measurement, Task, join
 from .precision import compute_in_bfloat16
 from .signals import StopSignals
@@ -29,7 +29,9 @@ class Evaluation:
 
     def __init__(self, task: Task, rows: Dataset, batch_size: int, accelerator: Accelerator):
         self.task, self.accelerator = task, accelerator
-        self.bins = EvaluationBins(row_lengths(rows), batch_size, accelerator.process_index, accelerator.num_processes)
+        self.bins = EvaluationBins(
+            numpy_column(rows, "length"), batch_size, accelerator.process_index, accelerator.num_processes
+        )
         self.loader = DataLoader(
             EncodedRows(rows),
             batch_sampler=self.bins,

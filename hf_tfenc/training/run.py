@@ -24,7 +24,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
 
 from .. import __version__
-from ..data.collators import row_lengths
+from ..data.collators import numpy_column
 from ..data.sources import Source, load_splits, load_stream
 from ..data.stdlib_corpus import corpus_info
 from ..data.streaming import EncodedStream
@@ -147,7 +147,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         rows = task.encode_placed(splits)
     for name, encoded in rows.items():
         begins = "a stream that begins with " if args.streaming and name == "train" else ""
-        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {row_lengths(encoded).sum():,} tokens"
+        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {numpy_column(encoded, 'length').sum():,} tokens"
         say(f"{name}: {begins}{count}")
     stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
 
@@ -202,11 +202,13 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
             texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
             # It differs a little from one Python version to the next.
             metrics["corpus"] = corpus_info(DatasetDict(texts))
-        # Of a stream, those that were read.
-        tokens = int(row_lengths(rows["train"]).sum()) if stream is None else trainer.progress.tokens
-        metrics |= {"parameters": best.num_parameters(), "train_tokens": tokens, "hardware": hardware}
-        metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}}
-        metrics |= {"data": split_counts(splits, rows, None if stream is None else tokens)}
+        counts = split_counts(splits, rows, None if stream is None else trainer.progress.tokens)
+        metrics |= {
+            "parameters": best.num_parameters(),
+            "train_tokens": counts["train"]["tokens"],
+            "hardware": hardware,
+        }
+        metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}, "data": counts}
         finish(args, task, best, rows["validation"], measured, metrics, folder)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)
@@ -381,7 +383,11 @@ def split_counts(
 ) -> dict[str, dict[str, int | None]]:
     """Rows of the source, encoded sequences and their tokens in each split; of a stream the tokens that were read."""
     counts: dict[str, dict[str, int | None]] = {
-        name: {"rows": len(splits[name]), "sequences": len(encoded), "tokens": int(row_lengths(encoded).sum())}
+        name: {
+            "rows": len(splits[name]),
+            "sequences": len(encoded),
+            "tokens": int(numpy_column(encoded, "length").sum()),
+        }
         for name, encoded in rows.items()
     }
     if streamed_tokens is not None:

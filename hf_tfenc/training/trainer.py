@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from ..data.batching import TrainingBins
-from ..data.collators import EncodedRows, row_lengths, to_device
+from ..data.collators import EncodedRows, numpy_column, to_device
 from ..data.streaming import EncodedStream, StreamedBins, StreamedRows
 from ..tasks import Batch, Task
 from .arguments import Arguments, RunError, launch_command
@@ -196,7 +196,7 @@ class Trainer:
         self.train_bins: TrainingBins | StreamedBins
         lengths = np.array([], dtype=np.int64)
         if isinstance(train_rows, Dataset):
-            lengths = row_lengths(train_rows)
+            lengths = numpy_column(train_rows, "length")
         arrangement, self.collate = task.training_batches(lengths)
         order = (arrangement, args.seed, args.gradient_accumulation_steps)
         if isinstance(train_rows, EncodedStream):
