@@ -63,11 +63,8 @@ def watched_run(folder: Path, compiled: bool, options: dict[str, Any]) -> dict[s
     counters.clear()
     args = Arguments(output_dir=str(folder), torch_compile=compiled, **options)
     metrics = training_run.run(args)
-    losses = [
-        record["loss"]
-        for line in (folder / "log.jsonl").read_text().splitlines()
-        if "loss" in (record := json.loads(line))
-    ]
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = {record["step"]: record["loss"] for record in records if "loss" in record}
     times = WATCHED["times"]
     between = [b - a for a, b in itertools.pairwise(times)]
     whole = statistics.median(between[len(between) // 4 : len(between) // 2])
@@ -90,10 +87,9 @@ def main() -> None:
             f"| {'compiled' if compiled else 'not compiled'} | {found['graphs']} | {found['step'] * 1e3:.1f} | "
             f"{busy * 1e3:.1f} | {1 - busy / found['step']:.1%} | {found['eval_loss']:.4f} |"
         )
-    every = options["logging_steps"]
-    lines += ["", "| steps | compiled | not compiled |", "|---|---|---|"]
-    for index, losses in enumerate(zip(runs[True]["losses"], runs[False]["losses"], strict=True)):
-        lines.append(f"| {index * every + 1} to {(index + 1) * every} | {losses[0]:.4f} | {losses[1]:.4f} |")
+    lines += ["", "| average loss up to step | compiled | not compiled |", "|---|---|---|"]
+    for step, loss in runs[True]["losses"].items():
+        lines.append(f"| {step} | {loss:.4f} | {runs[False]['losses'][step]:.4f} |")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     machine = f"{device}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(*lines, machine, sep="\n")

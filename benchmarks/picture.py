@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Told apart by colour-blind eyes, and by lightness in print (Okabe & Ito 2008).
 OURS, THEIRS = "#0072B2", "#BBBBBB"
-CURVES = (OURS, "#56B4E9", "#D55E00", "#000000")
+CURVES = (OURS, "#56B4E9", "#009E73", "#D55E00", "#000000")
 Table = tuple[list[str], list[list[str]]]  # head and rows
 
 
@@ -47,7 +47,7 @@ def bars(axes: "Axes", head: list[str], rows: list[list[str]]) -> None:
 
 
 def curves(axes: "Axes", head: list[str], rows: list[list[str]]) -> None:
-    for place, (name, colour) in enumerate(zip(head[1:], CURVES, strict=True), 1):
+    for place, (name, colour) in enumerate(zip(head[1:], CURVES, strict=False), 1):
         points = [(number(row[0]), number(row[place])) for row in rows]
         whole = [(x, y) for x, y in points if y is not None]
         axes.plot(*zip(*whole, strict=True), marker="o", color=colour, label=name)

@@ -3,8 +3,9 @@
     python benchmarks/scaling.py --output benchmarks/results/scaling_h100.md
 
 A step is some 65,536 tokens (on a CPU 2,048) in rows of one length, 15 % of them masked: forward, backward, AdamW, on a
-GPU in bfloat16, nothing compiled. Ours with local windows in two layers of three, as in the `modern-` presets, and with
-every layer global; transformers' ModernBERT, which has the windows, and BERT, which has none, with positions enough.
+GPU in bfloat16, nothing compiled. Ours with local windows in two layers of three, as in the `modern-` presets, with every
+layer global, and in BERT's shape; transformers' ModernBERT, which has the windows, and BERT, which has none, with
+positions enough.
 Tables give tokens a second, medians of three steps after a first; a dash is out of memory.
 """
 
@@ -39,14 +40,15 @@ def models(size: str, accelerator: Accelerator) -> dict[str, Callable[[], nn.Mod
     shape: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": LONGEST} | dropout
     modern, bert = preset_config(f"modern-{size}", **shape), preset_config(f"bert-{size}", **shape)
 
-    def ours(**options: Any) -> nn.Module:
-        model = TfEncForMaskedLM(preset_config(f"modern-{size}", **shape | options))
+    def ours(family: str = "modern", **options: Any) -> nn.Module:
+        model = TfEncForMaskedLM(preset_config(f"{family}-{size}", **shape | options))
         compute_in_bfloat16(accelerator, model.to(accelerator.device))
         return model
 
     return {
-        "hf_tfenc, local and global": ours,
-        "hf_tfenc, all global": lambda: ours(**GLOBAL),
+        "hf_tfenc modern": ours,
+        "hf_tfenc modern, all global": lambda: ours(**GLOBAL),
+        "hf_tfenc bert": lambda: ours("bert"),
         "ModernBERT": lambda: ModernBertForMaskedLM._from_config(
             to_modernbert_config(modern), attn_implementation="sdpa"
         ),

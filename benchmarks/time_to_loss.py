@@ -9,19 +9,23 @@ the tokens masked.
 - Ours: `recipes/pretrain-base.yaml`, by the package's own step, on packed rows.
 - BERT and ModernBERT: 128 rows a step in random order, padded to 512, the model compiled, autocast in bfloat16, fused
   AdamW, gradients clipped to 1, 15 % of the tokens masked. BERT's learning rate rises and falls linearly, ModernBERT's
-  stays and falls at the end; its peak is `--learning_rate`.
+  stays and falls at the end.
+
+The peak of each contender's learning rate is the best of those tried (`--learning_rates`), by the held-out loss after
+`--tuning_steps` steps over which the rate takes its whole course.
 
 Where there is no GPU nothing is compiled, all is float32, and rows are padded to the longest of a step; `--options` and
 `--peer_sizes` make the models, rows and steps smaller.
 
-A learning rate's course is laid over the time that a contender has, not over steps. The clock stops while a model is
-compiled, before its first step, and while it is measured.
+In the race a learning rate's course is laid over the time that a contender has, not over steps. The clock stops while a
+model is compiled, before its first step, and while it is measured.
 """
 
 import argparse
 import copy
 import itertools
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +55,8 @@ from hf_tfenc.training.run import source_of
 from hf_tfenc.training.trainer import training_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain-base.yaml"
-EVALUATIONS, HELD_OUT_ROWS = 15, 512
+EVALUATIONS, HELD_OUT_ROWS = 20, 512
+RATES = {"hf_tfenc": [1e-3, 2e-3, 4e-3], "BERT": [5e-5, 1e-4, 2e-4, 4e-4], "ModernBERT": [2e-4, 5e-4, 1e-3]}
 TRAINED_ON = 4000  # texts, for the tokenizer
 Batch = dict[str, Any]
 Step = Callable[[Batch], int]  # makes an optimizer step, and returns how many real tokens it was over
@@ -114,14 +119,10 @@ class Ours:
 
 
 class Theirs:
-    def __init__(
-        self, model: nn.Module, schedule: str, rate: float, task: MaskedLM, rows: Any, accelerator: Accelerator
-    ):
+    def __init__(self, model: nn.Module, schedule: str, task: MaskedLM, rows: Any, accelerator: Accelerator):
         self.accelerator, self.schedule = accelerator, SCHEDULES[schedule]
         self.model = model.to(accelerator.device)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.98), fused=True)
         self.compiled = torch.compile(model) if accelerator.device.type == "cuda" else model
         masking = copy.copy(task)
         masking.args = copy.copy(task.args)
@@ -131,18 +132,18 @@ class Theirs:
         self.collate = PaddedCollator(task.tokenizer.pad_token_id, masking.label_row(True), length, multiple, False)
         self.rows, self.rows_per_step = rows, task.args.tokens_per_batch // length
 
-    def batches(self, workers: int) -> Iterator[Batch]:
-        for epoch in range(1000):
+    def places(self) -> Iterator[list[tuple[int, int]]]:
+        """Epoch and row of each row of a step, epoch after epoch without an end, so that no worker starts anew."""
+        for epoch in itertools.count():
             order = torch.Generator().manual_seed(epoch)
             sampler = BatchSampler(RandomSampler(self.rows, generator=order), self.rows_per_step, drop_last=True)
-            indices = [[(epoch, row) for row in rows] for rows in sampler]
-            yield from DataLoader(
-                EncodedRows(self.rows),
-                batch_sampler=indices,
-                collate_fn=self.collate,
-                num_workers=workers,
-                pin_memory=torch.cuda.is_available(),
-            )
+            yield from ([(epoch, row) for row in rows] for rows in sampler)
+
+    def batches(self, workers: int) -> Iterator[Batch]:
+        places: Any = self.places()
+        yield from DataLoader(
+            EncodedRows(self.rows), batch_sampler=places, collate_fn=self.collate, num_workers=workers, pin_memory=torch.cuda.is_available()
+        )  # fmt: skip
 
     def step(self, batch: Batch) -> int:
         tokens = int(batch["attention_mask"].sum())
@@ -177,12 +178,12 @@ def contender(
         bert = BertForMaskedLM._from_config(
             BertConfig(**vocabulary(task) | NO_DROPOUT | sizes), attn_implementation="sdpa"
         )
-        return Theirs(bert, "linear", asked.learning_rate, task, rows, accelerator)
+        return Theirs(bert, "linear", task, rows, accelerator)
     known = {f"{kind}_token_id": getattr(task.tokenizer, f"{kind}_token_id") for kind in ("cls", "sep", "bos", "eos")}
     modern = ModernBertForMaskedLM._from_config(
         ModernBertConfig(**vocabulary(task) | known | sizes), attn_implementation="sdpa"
     )
-    return Theirs(modern, "warmup_stable_decay", asked.learning_rate, task, rows, accelerator)
+    return Theirs(modern, "warmup_stable_decay", task, rows, accelerator)
 
 
 # --- A race ----------------------------------------------------------------------------------------------------------
@@ -203,29 +204,48 @@ def held_out_loss(model: nn.Module, batches: list[Batch], device: torch.device) 
     return total / count
 
 
-def race(runner: Ours | Theirs, held_out: list[Batch], seconds: float, workers: int) -> list[dict[str, float]]:
-    """Points of the curve: seconds, steps, real tokens, held-out loss."""
-    device, optimizer = runner.accelerator.device, runner.optimizer
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    batches = runner.batches(workers)
-    before = copy.deepcopy(runner.model.state_dict())
+def set_rate(runner: Ours | Theirs, rate: float) -> None:
+    for group in runner.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def restart(runner: Ours | Theirs, weights: dict[str, torch.Tensor]) -> None:
+    """Give the model its first weights again, and the optimizer no memory."""
+    runner.model.load_state_dict(weights)
+    getattr(runner.optimizer, "optimizer", runner.optimizer).state.clear()
     runner.model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    for _ in range(2):  # compiles; at this rate nothing is learned
-        runner.step(next(batches))
-    runner.model.load_state_dict(before)
-    inner = getattr(optimizer, "optimizer", optimizer)
-    inner.state.clear()
+
+
+def losses_by_rate(
+    runner: Ours | Theirs, weights: dict[str, torch.Tensor], rates: list[float], steps: int, held_out: list[Batch], workers: int
+) -> dict[float, float]:  # fmt: skip
+    """The held-out loss after so many steps with each of these peaks of the learning rate."""
+    losses = {}
+    for rate in rates:
+        restart(runner, weights)
+        for step, batch in enumerate(itertools.islice(runner.batches(workers), steps)):
+            set_rate(runner, rate * runner.schedule(step / steps))
+            runner.step(batch)
+        losses[rate] = round(held_out_loss(runner.model, held_out, runner.accelerator.device), 4)
+        print(f"learning rate {rate:g}: {losses[rate]} after {steps} steps", flush=True)
+    return losses
+
+
+def race(
+    runner: Ours | Theirs, rate: float, held_out: list[Batch], seconds: float, workers: int
+) -> list[dict[str, float]]:
+    """Points of the curve: seconds, steps, real tokens, held-out loss."""
+    device, batches = runner.accelerator.device, runner.batches(workers)
+    first = next(batches)  # the workers have started
     curve = [{"seconds": 0.0, "steps": 0, "tokens": 0, "loss": held_out_loss(runner.model, held_out, device)}]
     elapsed, steps, tokens = 0.0, 0, 0
+    batches = itertools.chain([first], batches)
     while elapsed < seconds:
         if device.type == "cuda":
             torch.cuda.synchronize()
         started, until = time.perf_counter(), min(seconds, elapsed + seconds / EVALUATIONS)
         while (now := elapsed + time.perf_counter() - started) < until:
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * runner.schedule(min(1.0, now / seconds))
+            set_rate(runner, rate * runner.schedule(min(1.0, now / seconds)))
             tokens += runner.step(next(batches))
             steps += 1
         if device.type == "cuda":
@@ -237,6 +257,13 @@ def race(runner: Ours | Theirs, held_out: list[Batch], seconds: float, workers: 
     return curve
 
 
+def compile_step(runner: Ours | Theirs, workers: int) -> None:
+    """Make two steps, at a learning rate at which nothing is learned."""
+    set_rate(runner, 0.0)
+    for batch in itertools.islice(runner.batches(workers), 2):
+        runner.step(batch)
+
+
 def time_to(curve: list[dict[str, float]], loss: float) -> float | None:
     """When a curve first came down to a loss, between two points by a line."""
     for before, after in itertools.pairwise(curve):
@@ -244,6 +271,28 @@ def time_to(curve: list[dict[str, float]], loss: float) -> float | None:
             share = (before["loss"] - loss) / max(before["loss"] - after["loss"], 1e-9)
             return before["seconds"] + max(0.0, share) * (after["seconds"] - before["seconds"])
     return None
+
+
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each contender, with when it came to the last loss of each peer that was measured too."""
+    peers = [name for name in ("BERT", "ModernBERT") if name in found]
+    heads = ["", "learning rate (others tried)", "steps", "tokens/s", "last loss"]
+    heads += [f"{peer}'s last loss at" for peer in peers]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, record in found.items():
+        curve, best = record["curve"], record["learning_rate"]
+        others = ", ".join(f"{float(rate):g}" for rate in record["tried"] if float(rate) != best)
+        last = curve[-1]
+        cells = [
+            name, f"{best:g} ({others})", f"{last['steps']:,}", f"{last['tokens'] / last['seconds']:,.0f}", f"{last['loss']:.3f}"
+        ]  # fmt: skip
+        for peer in peers:
+            theirs = found[peer]["curve"][-1]
+            reached = time_to(curve, theirs["loss"])
+            ratio = f"{reached:.0f} s, {theirs['seconds'] / reached:.2f} × as fast" if reached else "never"
+            cells.append("its own" if name == peer else ratio)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -263,7 +312,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a folder laid out as on the Hub")
     parser.add_argument("--only", nargs="*", default=["hf_tfenc", "BERT", "ModernBERT"])
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="of the peers")
+    parser.add_argument("--learning_rates", type=json.loads, default=RATES, help="that each contender tries, as JSON")
+    parser.add_argument("--tuning_steps", type=int, default=250)
     parser.add_argument("--peer_sizes", default="{}", help="options of their configurations, as JSON")
     parser.add_argument("--options", default="{}", help="over the recipe's, as JSON")
     parser.add_argument("--tokenizer", help="a folder; trained on some of the texts if not given")
@@ -290,13 +340,21 @@ def main() -> None:
     bins = EvaluationBins(numpy_column(few, "length"), 32)
     held_out = list(DataLoader(EncodedRows(few), batch_sampler=bins, collate_fn=task.collator(training=False)))
 
-    curves: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     if asked.curves and asked.curves.exists():
-        curves = json.loads(asked.curves.read_text())
+        found = json.loads(asked.curves.read_text())
     for name in asked.only:
         print(name, flush=True)
         runner = contender(name, task, rows["train"], accelerator, asked)
-        curves[name] = race(runner, held_out, asked.seconds, asked.workers)
+        weights = copy.deepcopy(runner.model.state_dict())
+        compile_step(runner, asked.workers)
+        tried = losses_by_rate(
+            runner, weights, asked.learning_rates[name], asked.tuning_steps, held_out, asked.workers
+        )
+        rate = min(tried, key=lambda rate: (math.isnan(tried[rate]), tried[rate]))
+        restart(runner, weights)
+        curve = race(runner, rate, held_out, asked.seconds, asked.workers)
+        found[name] = {"curve": curve, "learning_rate": rate, "tried": tried}
         if name == "hf_tfenc" and asked.save:
             accelerator.unwrap_model(runner.model).save_pretrained(asked.save)
             tokenizer.save_pretrained(asked.save)
@@ -304,25 +362,14 @@ def main() -> None:
         accelerator.free_memory()
         torch.compiler.reset()
         if asked.curves:
-            asked.curves.write_text(json.dumps(curves))
-    aim = curves["BERT"][-1]["loss"] if "BERT" in curves else None
-    lines = [
-        "| | steps | tokens/s | last loss | seconds to BERT's last loss | BERT's time over it |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, curve in curves.items():
-        last, reached = curve[-1], None if aim is None else time_to(curve, aim)
-        ratio = "" if not reached else f"{curves['BERT'][-1]['seconds'] / reached:.2f} ×"
-        lines.append(
-            f"| {name} | {last['steps']:,} | {last['tokens'] / last['seconds']:,.0f} | {last['loss']:.3f} | "
-            f"{'never' if reached is None else f'{reached:.0f}'} | {ratio} |"
-        )
+            asked.curves.write_text(json.dumps(found))
+    lines = table(found)
     machine = f"{torch.cuda.get_device_name() if gpu else platform.machine()}, Python {platform.python_version()}, "
     machine += f"torch {torch.__version__}, transformers {transformers.__version__}; {tokens:,} tokens of text"
     print(*lines, machine, sep="\n")
     if asked.output:
         picture = asked.output.with_suffix(".png")
-        draw(curves, picture)
+        draw({name: record["curve"] for name, record in found.items()}, picture)
         body = ["", *lines, "", f"![]({picture.name})", "", machine, ""]
         asked.output.write_text("\n".join([__doc__ or "", *body]), encoding="utf-8")
 
