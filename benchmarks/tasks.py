@@ -249,7 +249,7 @@ JOBS = {
     "stsb_en": Job(
         "stsb_en",
         CLASSIFICATION | {"num_train_epochs": 4},
-        {"num_train_epochs": 5},
+        {"num_train_epochs": 10},
         ("pearson", "spearman"),
         ridge,
     ),

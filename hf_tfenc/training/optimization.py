@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
+from .muon import Muon
 from .precision import REPLICATED
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def adam(
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the matrices inside the layers, AdamW for embeddings, output layers, norms and biases: one optimizer.
 
-    Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum. It is torch's own, with updates
-    scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
+    Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum. Its updates have the size of
+    AdamW's, so one learning rate serves both.
     """
 
     # As torch's fused optimizers have them: a step changes nothing where `found_inf` is not 0.
@@ -76,9 +77,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 continue
             (hidden if parameter.ndim == 2 and ".layers." in f".{name}" else other).append(parameter)
         learning_rate = peak_learning_rate(model, args)
-        self.muon = torch.optim.Muon(
-            hidden, lr=learning_rate, weight_decay=weight_decay(args), adjust_lr_fn="match_rms_adamw"
-        )
+        self.muon = Muon(hidden, learning_rate, weight_decay(args))
         self.adamw = adam(torch.optim.AdamW, other, learning_rate, args)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share()
@@ -101,7 +100,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if self.found_inf is None:
             return
         skipped, nothing = self.found_inf > 0, torch.zeros_like(self.found_inf)
-        for name, tensor in self.muon_tensors().items():  # torch's Muon cannot skip a step by itself
+        for name, tensor in self.muon_tensors().items():  # Muon cannot skip a step by itself
             torch.where(skipped, before.get(name, nothing), tensor, out=tensor)
 
     def muon_tensors(self) -> dict[tuple[int, str], Tensor]:
