@@ -51,7 +51,7 @@ from hf_tfenc.tasks.entities import are_bio, entity_scores
 from hf_tfenc.tasks.retrieval import rank
 from hf_tfenc.tasks.scores import class_scores, multi_label_scores, number_scores
 from hf_tfenc.training.arguments import parse_arguments
-from hf_tfenc.training.run import source_of
+from hf_tfenc.training.reading import source_of
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 Scores = dict[str, float]

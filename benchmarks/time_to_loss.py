@@ -51,7 +51,7 @@ from hf_tfenc.tokenization import load_tokenizer, train_tokenizer
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.optimization import DECAY_SHARE, OPTIMIZERS
 from hf_tfenc.training.precision import compute_in_bfloat16
-from hf_tfenc.training.run import source_of
+from hf_tfenc.training.reading import source_of
 from hf_tfenc.training.trainer import training_step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain-base.yaml"

@@ -67,7 +67,7 @@ def convert(
 
     from .publish.conversion import convert
     from .training.arguments import parsed_overrides
-    from .training.run import ending_well
+    from .training.ending import ending_well
 
     def work() -> None:
         logging.disable_progress_bar()
@@ -92,7 +92,7 @@ def export(
     from transformers.utils import logging
 
     from .publish.export import export
-    from .training.run import ending_well
+    from .training.ending import ending_well
 
     def work() -> None:
         logging.disable_progress_bar()
@@ -119,7 +119,7 @@ def push(
     """
     from .publish.hub import push_folder
     from .training.arguments import check_repo_id
-    from .training.run import ending_well
+    from .training.ending import ending_well
 
     def work() -> None:
         check_repo_id(hub_model_id)
@@ -157,7 +157,7 @@ def embed(
     from transformers.utils import logging
 
     from .embed import Encoding, embed
-    from .training.run import ending_well
+    from .training.ending import ending_well
 
     def work() -> None:
         logging.disable_progress_bar()

@@ -2,18 +2,19 @@
 
 import json
 import logging
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from .data.collators import numpy_column
+from .data.compression import uncompressed_name
 from .data.sources import load_split
 from .memory import memory_for
 from .pretrained import quiet_loading, read_config
@@ -21,11 +22,13 @@ from .tasks import TASKS, Task
 from .tokenization import load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
 from .training.checkpointing import write_text
+from .training.ending import ending_well
 from .training.evaluation import Evaluation
+from .training.machine import device_text, make_accelerator, quiet_libraries, set_threads
 from .training.model import attention_options, check_kind
 from .training.preflight import check_folder, check_rows
+from .training.reading import source_of
 from .training.resume import CONFIG_FILE, METRICS_FILE
-from .training.run import device_text, ending_well, quiet_libraries, set_threads, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +53,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     Raises:
         OptionError, ValueError, OSError: one sentence, and nothing is written.
     """
-    accelerator = Accelerator(
-        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-        cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
-    )
+    accelerator = make_accelerator(args)
     quiet_libraries(accelerator)
     say, kind, folder = accelerator.print, TASKS[args.task], output_folder(args)
     say(device_text(accelerator, set_threads(args, accelerator)))
@@ -76,7 +76,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     metrics: dict[str, Any] = evaluation.metrics(measured)
     metrics |= {"eval_samples": len(source), "eval_tokens": int(numpy_column(rows, "length").sum())}
     metrics["eval_runtime"] = time.monotonic() - started
-    metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path)}
+    metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path), "data": measured_data(args)}
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         records = task.predictions(measured, source, rows)
@@ -127,10 +127,24 @@ def trained_with(model: str) -> dict[str, Any]:
     return options if isinstance(options, dict) else {}
 
 
+def measured_data(args: Arguments) -> list[str]:
+    """The files, or the data set, that are measured."""
+    return [os.path.abspath(file) for file in args.test_file or []] or [args.dataset_name or "data"]
+
+
 def output_folder(args: Arguments) -> Path:
-    """The folder given, or one beside the model's own files that is named after the data."""
+    """The folder given, or one beside the model's own files that is named after the data.
+
+    Raises:
+        OptionError: that one holds the metrics of other data of this name.
+    """
     if args.output_dir:
         return Path(args.output_dir)
-    data = Path(args.test_file[0] if args.test_file else args.dataset_name or "data").name.split(".")[0]
+    name = re.sub(r"[^\w.-]+", "-", uncompressed_name(Path(measured_data(args)[0])).stem).strip("-.") or "data"
     model = Path(str(args.model_name_or_path))
-    return (model if model.is_dir() else Path("outputs") / model.name) / f"eval-{data}"
+    folder = (model if model.is_dir() else Path("outputs") / model.name) / f"eval-{name}"
+    if (folder / METRICS_FILE).exists():
+        before = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("data", measured_data(args))
+        if before != measured_data(args):
+            raise OptionError(f"{folder} holds the metrics of {', '.join(before)}: give another --output_dir.")
+    return folder

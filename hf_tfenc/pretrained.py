@@ -1,6 +1,7 @@
 """A pre-trained model, of whichever family, as ours: its configuration, and its weights under our names."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,7 @@ def read_weights(name_or_path: str) -> StateDict:
     Raises:
         OSError: there are none.
     """
+    name_or_path = os.path.expanduser(name_or_path)
     for name in WEIGHT_FILES:
         path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
         if path is None:

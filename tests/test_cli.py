@@ -84,7 +84,7 @@ def test_help_lists_the_options_of_eval_alone():
 def test_a_model_is_measured_and_what_it_says_is_written(model, rows):
     result = call("eval", model, "--task", "sequence-classification", "--test_file", rows, "--cpu_threads", 1)
     assert result.exit_code == 0, result.output
-    folder = model / "eval-some"
+    folder = model / "eval-some.rows"
     metrics = json.loads((folder / "metrics.json").read_text())
     said = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [record["right"] for record in said] == ["cat", "dog", "cat"] and metrics["eval_samples"] == 3
@@ -101,7 +101,21 @@ def test_the_folder_can_be_said_and_is_written_anew(model, rows, tmp_path):
     assert call("eval", model, *options, "--max_eval_samples", 2).exit_code == 0
     assert len((tmp_path / "said" / "predictions.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "said" / "metrics.json").read_text())["eval_samples"] == 2
-    assert not (model / "eval-some").exists()
+    assert not (model / "eval-some.rows").exists()
+
+
+def test_the_folder_is_named_after_the_data_and_keeps_that_of_others(model, rows, tmp_path):
+    options = ["--task", "sequence-classification", "--test_file"]
+    (tmp_path / "some data.v2.jsonl").write_text(rows.read_text())
+    assert call("eval", model, *options, tmp_path / "some data.v2.jsonl").exit_code == 0
+    assert (model / "eval-some-data.v2" / "metrics.json").exists()
+    (tmp_path / "other").mkdir()
+    namesake = tmp_path / "other" / rows.name
+    namesake.write_text(rows.read_text())
+    assert call("eval", model, *options, rows).exit_code == 0
+    before = (model / "eval-some.rows" / "metrics.json").read_text()
+    assert f"eval-some.rows holds the metrics of {rows}: give another --output_dir" in refusal(model, *options, namesake)
+    assert (model / "eval-some.rows" / "metrics.json").read_text() == before
 
 
 def test_rows_have_the_numbers_of_their_file(model, rows):
@@ -110,7 +124,7 @@ def test_rows_have_the_numbers_of_their_file(model, rows):
     options = ["--task", "sequence-classification", "--test_file", rows]
     assert "mend the line" in refusal(model, *options)
     assert call("eval", model, *options, "--skip_bad_rows").exit_code == 0
-    said = [json.loads(line) for line in (model / "eval-some" / "predictions.jsonl").read_text().splitlines()]
+    said = [json.loads(line) for line in (model / "eval-some.rows" / "predictions.jsonl").read_text().splitlines()]
     assert [(record["row"], record["right"]) for record in said] == [(1, "cat"), (4, "dog"), (5, "cat")]
 
 
@@ -119,11 +133,11 @@ def test_options_are_those_of_the_training_if_the_task_is(model, rows):
     trained = "task: sequence-classification\ntext_column: body\nlabel_column: kind\nmax_seq_length: 8\noptim: adamw"
     (model / "train_config.yaml").write_text(trained)
     assert call("eval", model, "--test_file", rows).exit_code == 0
-    assert json.loads((model / "eval-some" / "metrics.json").read_text())["eval_tokens"] == 3 * 8
+    assert json.loads((model / "eval-some.rows" / "metrics.json").read_text())["eval_tokens"] == 3 * 8
     (model / "train_config.yaml").write_text("task: mlm\ntext_column: nothing\nmax_seq_length: 9")
     columns = ["--text_column", "body", "--label_column", "kind"]
     assert call("eval", model, "--test_file", rows, "--task", "sequence-classification", *columns).exit_code == 0
-    assert json.loads((model / "eval-some" / "metrics.json").read_text())["eval_tokens"] > 3 * 9
+    assert json.loads((model / "eval-some.rows" / "metrics.json").read_text())["eval_tokens"] > 3 * 9
 
 
 def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
@@ -140,7 +154,7 @@ def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
     assert "which column holds the text is not plain" in refusal(model, *task, "--test_file", labels_alone(tmp_path))
     rows.write_text('{"text": "the fox", "label": "fox"}')
     assert f"--test_file {rows}, row 1: the label 'fox' is none of those" in refusal(model, *task, "--test_file", rows)
-    assert not (model / "eval-some").exists()
+    assert not (model / "eval-some.rows").exists()
 
 
 def test_a_model_without_the_tasks_head_is_refused(model, rows):

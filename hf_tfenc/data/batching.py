@@ -89,6 +89,7 @@ class TrainingBins:
         self.lengths, self.arrangement, self.seed = lengths, arrangement, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.bins_per_step = num_processes * accumulation_steps
+        self.epoch = -1
         self.begin(0)
 
     def count(self, epoch: int) -> int:
@@ -101,9 +102,9 @@ class TrainingBins:
 
     def begin(self, epoch: int, consumed: int = 0) -> None:
         """Let the next pass be over `epoch`, without the bins that all processes have consumed of it already."""
-        self.epoch, self.consumed = epoch, consumed
-        self.bins = self.arrangement(self.lengths, self.seed, epoch)  # once an epoch, for packing takes a while
-        self.bins_per_epoch = len(self.bins)
+        if epoch != self.epoch:  # once an epoch, for packing takes a while
+            self.bins = self.arrangement(self.lengths, self.seed, epoch)
+        self.epoch, self.consumed, self.bins_per_epoch = epoch, consumed, len(self.bins)
 
     def share(self, consumed: int) -> float:
         """How much of an epoch so many bins are: 1 at its end."""

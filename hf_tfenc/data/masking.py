@@ -7,6 +7,7 @@ number, fewer only where no word left is short enough.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class TokenMasking:
     mask_token_id: int
     is_special: np.ndarray
 
+    @cached_property
+    def ordinary(self) -> np.ndarray:
+        """The ids of all ordinary tokens."""
+        return np.flatnonzero(~self.is_special)
+
     def __call__(
         self, input_ids: np.ndarray, epoch: int, row: int, word_starts: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +70,7 @@ class TokenMasking:
         fate = random.random(unit[-1] + 1)[unit]
         replaced = chosen[(fate >= MASKED_SHARE) & (fate < MASKED_SHARE + RANDOM_SHARE)]
         inputs[chosen[fate < MASKED_SHARE]] = self.mask_token_id
-        inputs[replaced] = random.choice(np.flatnonzero(~self.is_special), size=len(replaced))
+        inputs[replaced] = random.choice(self.ordinary, size=len(replaced))
         return inputs, labels
 
     def label_row(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -202,7 +202,7 @@ def _split(rows: list[Row]) -> dict[str, list[Row]]:
         # Topics repeat one another's sections, so that a held-out topic would have been seen in training.
         if row["kind"] == "topic" or characters[family] > LARGEST_HELD_OUT_FAMILY:
             return False
-        return int(hashlib.sha256(f"{HELD_OUT_SALT}{family}".encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
+        return is_drawn(family)
 
     seen: set[str] = set()
 
@@ -220,6 +220,11 @@ def _split(rows: list[Row]) -> dict[str, list[Row]]:
 def family_of(module: str) -> str:
     """Modules that document the same things: `_pydecimal` and `decimal`, `sre_parse` and `sre_compile`."""
     return re.sub(r"^_+(py)?_*", "", module.split(".")[0]).split("_")[0]
+
+
+def is_drawn(family: str) -> bool:
+    """Whether a family of modules is among those to hold out, by a hash of its name."""
+    return int(hashlib.sha256(f"{HELD_OUT_SALT}{family}".encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
 
 
 def _documents(rows: list[Row]) -> list[Row]:

@@ -17,10 +17,9 @@ from typing import Any
 from datasets import DatasetDict
 
 from .stdlib_corpus import (
-    HELD_OUT_PERCENT,
-    HELD_OUT_SALT,
     built_folder,
     family_of,
+    is_drawn,
     modules,
     no_sources,
     standard_library,
@@ -234,8 +233,7 @@ def _sources(wanted: Callable[[str], bool] = lambda module: True) -> Iterator[tu
 
 
 def _split_of(module: str) -> str:
-    digest = int(hashlib.sha256(f"{HELD_OUT_SALT}{family_of(module)}".encode()).hexdigest(), 16)
-    return "validation" if digest % 100 < HELD_OUT_PERCENT else "train"
+    return "validation" if is_drawn(family_of(module)) else "train"
 
 
 def _first_of_each(rows: Rows, key: Callable[[dict[str, Any]], str]) -> Rows:

@@ -19,8 +19,8 @@ import hf_tfenc
 
 from ..tokenization import load_tokenizer
 from ..training.arguments import OptionError
+from ..training.ending import ending_well
 from ..training.model import check_kind
-from ..training.run import ending_well
 from .heads import HEADS, FillMask, Head
 from .inside import SHOWN_TOKENS, Masks, attention, positions, rounded, token_texts
 

@@ -4,7 +4,7 @@ from .causal_lm import CausalLM
 from .embedding import Embedding
 from .masked_lm import MaskedLM
 from .sequence_classification import SequenceClassification
-from .task import Batch, Measurement, Task, join, sum_backward
+from .task import Batch, Measurement, Task, join
 from .token_classification import TokenClassification
 
 TASKS: dict[str, type[Task]] = {
@@ -15,4 +15,4 @@ TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
 }
 
-__all__ = ["TASKS", "Batch", "Measurement", "Task", "join", "sum_backward"]
+__all__ = ["TASKS", "Batch", "Measurement", "Task", "join"]

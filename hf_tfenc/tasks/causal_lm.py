@@ -10,7 +10,7 @@ from tokenizers import processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ..data.collators import LabelRow, PaddedCollator, Row
+from ..data.collators import LabelRow, PaddedCollator, Row, numpy_column
 from ..data.masking import IGNORE_INDEX
 from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
@@ -131,7 +131,7 @@ class CausalLM(LanguageModeling):
 
     def _pairs(self, evaluation: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Each predicted token of the rows, second, and the token before it, first: both (tokens,)."""
-        rows = list(evaluation.with_format("numpy", columns=["input_ids"])["input_ids"][:])
+        rows = list(numpy_column(evaluation, "input_ids"))
         left, right = np.concatenate([ids[:-1] for ids in rows]), np.concatenate([ids[1:] for ids in rows])
         return left.astype(np.int64), right.astype(np.int64)
 

@@ -19,7 +19,7 @@ from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
 from .cached_gradients import cached_backward
 from .count_models import TfIdf
-from .retrieval import Relevant, rank
+from .retrieval import QUERIES_AT_ONCE, Relevant, rank
 from .scores import number_scores
 from .task import Batch, Measurement, Picture, RowError, Task, digits, sum_backward
 
@@ -245,12 +245,16 @@ class Embedding(Task):
                 yield {"row": row, "similarity": digits(cosine), "score": digits(score)}
             return
         anchors, candidates, relevant = questions(keys)
-        flat = vectors.reshape(-1, vectors.shape[-1])
-        number = {key: place for place, key in enumerate(keys.reshape(-1)[anchors].tolist())}
-        for row, anchor in enumerate(keys[:, 0].tolist()):
-            others = np.delete(flat[candidates] @ vectors[row, 0], relevant[number[anchor]])
-            before = int((others >= vectors[row, 0] @ vectors[row, 1]).sum())
-            yield {"row": row + 1, "rank": before + 1, "similarity": digits(cosines[row])}
+        texts = vectors.reshape(-1, vectors.shape[-1])[candidates]
+        query = {key: place for place, key in enumerate(keys.reshape(-1)[anchors].tolist())}
+        text = {key: place for place, key in enumerate(keys.reshape(-1)[candidates].tolist())}
+        for start in range(0, len(vectors), QUERIES_AT_ONCE):
+            similarities = vectors[start : start + QUERIES_AT_ONCE, 0] @ texts.T
+            for row, scores in enumerate(similarities, start):
+                positive = scores[text[keys[row, 1]]]
+                others = np.delete(scores, relevant[query[keys[row, 0]]])
+                before = int((others >= positive).sum())
+                yield {"row": row + 1, "rank": before + 1, "similarity": digits(cosines[row])}
 
     # --- What a model that only counts would reach ---
 

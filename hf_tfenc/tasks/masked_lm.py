@@ -10,8 +10,9 @@ from tokenizers import Encoding
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
+from ..command import SCRIPT, training_command
 from ..data.batching import EvaluationBins
-from ..data.collators import LabelRow, PaddedCollator
+from ..data.collators import LabelRow, PaddedCollator, numpy_column
 from ..data.masking import MASKINGS, TokenMasking, masked_tokens
 from ..tokenization import encode_rows
 from .count_models import BigramModel, UnigramModel
@@ -139,9 +140,9 @@ class MaskedLM(LanguageModeling):
 
     def _evaluation_tokens(self, evaluation: Dataset) -> tuple[np.ndarray, np.ndarray]:
         label_row = self.label_row(training=False)
-        rows = evaluation.with_format("numpy", columns=["input_ids"])["input_ids"]
         pairs = [
-            label_row({"input_ids": ids, "epoch": EvaluationBins.EPOCH, "row": row}) for row, ids in enumerate(rows)
+            label_row({"input_ids": ids, "epoch": EvaluationBins.EPOCH, "row": row})
+            for row, ids in enumerate(numpy_column(evaluation, "input_ids"))
         ]
         return np.concatenate([inputs for inputs, _ in pairs]), np.concatenate([labels for _, labels in pairs])
 
@@ -211,11 +212,10 @@ class MaskedLM(LanguageModeling):
 
     @staticmethod
     def next_steps(folder: str, built_in: bool) -> list[str]:
-        more = [
-            "accelerate launch train.py --config recipes/classic.yaml",
-            "accelerate launch train.py --train_file your.txt --output_dir outputs/mine",
-        ]
-        task = f"accelerate launch train.py --task sequence-classification --model_name_or_path {folder}"
+        train = training_command()
+        recipe = [f"{train} --config recipes/classic.yaml"] * (train == SCRIPT)  # the recipes lie beside it
+        more = [*recipe, f"{train} --train_file your.txt --output_dir outputs/mine"]
+        task = f"{train} --task sequence-classification --model_name_or_path {folder}"
         return [*more * built_in, task + " --train_file your.csv" * (not built_in)]
 
 

@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
+from ..command import training_command
 from ..configuration_tfenc import PROBLEM_TYPES
 from ..data.masking import MASKINGS
 from ..presets import PRESETS
@@ -46,7 +47,7 @@ AS_TRAINED = (
 )  # fmt: skip
 EVALUATION_OPTIONS = (
     *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
-    "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "output_dir",
+    "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "ddp_timeout", "output_dir",
 )  # fmt: skip
 LANGUAGE = "[a-z]{2,3}|code|multilingual"  # ISO 639, and what the Hub has besides
 REPORTS = ("none", "tensorboard", "trackio", "wandb")
@@ -216,6 +217,9 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = os.path.join("outputs", self.task)
+        for name in ("output_dir", "resume_from_checkpoint", "model_name_or_path", "tokenizer_name"):
+            if value := getattr(self, name):  # no shell reads a YAML file
+                setattr(self, name, os.path.expanduser(value))
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
@@ -371,8 +375,7 @@ def parsed_overrides(text: str | None) -> dict[str, Any]:
 def launch_command(args: Arguments, overwrite: bool = False) -> str:
     """What goes on with a run, or runs it again from the start."""
     config = os.path.join(args.output_dir or "", CONFIG_FILE)
-    command = ["accelerate", "launch", "train.py", "--config", config]
-    return shlex.join(command + ["--overwrite_output_dir"] * overwrite)
+    return f"{training_command()} --config {shlex.quote(config)}" + " --overwrite_output_dir" * overwrite
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -399,8 +402,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     finder.add_argument("--config")
     config, rest = finder.parse_known_args(argv)
     _refuse_unknown(rest, known)
-    usage = "train.py [--config FILE.yaml] [--option value ...]"
-    example = "For example: accelerate launch train.py --train_file my_texts/ --output_dir outputs/mine"
+    usage = f"{training_command()} [--config FILE.yaml] [--option value ...]"
+    example = f"For example: {training_command()} --train_file my_texts/ --output_dir outputs/mine"
     parser = _Parser(Arguments, prog="train.py", usage=usage, description=example, allow_abbrev=False)
     parser.add_argument("--config", help="a YAML file of options; recipes/ holds some")
     # The file's options become arguments before the user's own: one parser checks both, and the later one wins.

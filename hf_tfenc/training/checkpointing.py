@@ -259,7 +259,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 # --- Saving by all processes together --------------------------------------------------------------------------------
 
 
-def together(accelerator: Accelerator, work: Callable[[], None]) -> None:
+def together(work: Callable[[], None]) -> None:
     """Do `work` in every process; where it fails in one, raise OSError in all, so that none waits for another."""
     failed: str | None = None
     try:
@@ -297,7 +297,7 @@ class OutputFolder:
         model = self.accelerator.unwrap_model(model)
         weights = whole_state_dict(model)
         try:
-            together(self.accelerator, lambda: self._on_main(save_model, model, self.tokenizer, self.path, weights))
+            together(lambda: self._on_main(save_model, model, self.tokenizer, self.path, weights))
         except OSError as error:
             logger.warning("The best model could not be saved in %s (%s); training goes on.", self.path, error)
             return False
@@ -319,11 +319,11 @@ class OutputFolder:
         checkpoint = checkpoint_path(self.path, step)
         try:
             self._write(checkpoint, self.accelerator.unwrap_model(model), optimizer, state | {"run": self.run})
-            together(self.accelerator, lambda: self._on_main(rotate, self.path, self.limit, {step, best_step}))
+            together(lambda: self._on_main(rotate, self.path, self.limit, {step, best_step}))
             self.changed = True
         except OSError as error:
             if required:
-                raise OSError(
+                raise SaveError(
                     f"{checkpoint} could not be saved ({error}); older checkpoints are untouched."
                 ) from error
             logger.warning("%s could not be saved (%s); training goes on without it.", checkpoint, error)
@@ -349,12 +349,12 @@ class OutputFolder:
 
         rng = beside / rng_file(self.accelerator.process_index)
         try:
-            together(self.accelerator, lambda: self._on_main(make))
-            together(self.accelerator, lambda: save_rng(rng))
+            together(lambda: self._on_main(make))
+            together(lambda: save_rng(rng))
             # By itself, since processes wait for each other in it: none of them may have failed just before.
-            together(self.accelerator, lambda: save_optimizer(beside, model, optimizer, main))
-            together(self.accelerator, lambda: self._on_main(write))
-            together(self.accelerator, lambda: self._on_main(seal, checkpoint))
+            together(lambda: save_optimizer(beside, model, optimizer, main))
+            together(lambda: self._on_main(write))
+            together(lambda: self._on_main(seal, checkpoint))
         except OSError:
             self._on_main(shutil.rmtree, beside, ignore_errors=True)
             raise

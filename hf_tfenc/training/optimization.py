@@ -65,9 +65,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     AdamW's, so one learning rate serves both.
     """
 
-    # As torch's fused optimizers have them: a step changes nothing where `found_inf` is not 0.
-    _step_supports_amp_scaling = True
-    found_inf: Tensor | None = None
+    found_inf: Tensor | None = None  # as torch's fused optimizers have it: a step changes nothing where it is not 0
 
     def __init__(self, model: PreTrainedModel, args: "Arguments"):
         hidden: list[nn.Parameter] = []
@@ -79,6 +77,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         learning_rate = peak_learning_rate(model, args)
         self.muon = Muon(hidden, learning_rate, weight_decay(args))
         self.adamw = adam(torch.optim.AdamW, other, learning_rate, args)
+        self._step_supports_amp_scaling = bool(self.adamw.defaults["fused"])
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share()
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .arguments import OptionError
 
-# AdamW keeps two numbers for each weight, and the weight itself is the third.
-NUMBERS_PER_WEIGHT = 3
+# AdamW keeps two for each weight that is trained; Muon keeps one for its matrices, and some room is left then.
+OPTIMIZER_NUMBERS = 2
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -71,8 +71,9 @@ def check_space(folder: Path, model: nn.Module, checkpoints: int, freed: bool) -
     Raises:
         OptionError: they do not.
     """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed = (checkpoints * NUMBERS_PER_WEIGHT + 1) * weights
+    sizes = {parameter: parameter.numel() * parameter.element_size() for parameter in model.parameters()}
+    weights, trained = sum(sizes.values()), sum(size for parameter, size in sizes.items() if parameter.requires_grad)
+    needed = (checkpoints + 1) * weights + checkpoints * OPTIMIZER_NUMBERS * trained
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if freed else 0
     free = shutil.disk_usage(there).free + held

@@ -2,51 +2,37 @@
 
 import json
 import logging
-import os
-import platform
-import shlex
 import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from datetime import date, timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, set_seed
-from datasets import Dataset, DatasetDict
-from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, enable_full_determinism
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, enable_full_determinism
 
 from .. import __version__
-from ..data.collators import numpy_column
-from ..data.sources import Source, load_splits, load_stream
-from ..data.stdlib_corpus import corpus_info
-from ..data.streaming import EncodedStream
 from ..memory import memory_for
 from ..pretrained import read_config
-from ..publish.card import data_card, renew_card, write_card
+from ..publish.card import renew_card, test_name
 from ..publish.hub import Uploads
-from ..publish.plots import PLOTS, plot_loss
-from ..publish.sentence_transformers import write_modules
-from ..tasks import TASKS, Measurement, Task
-from ..tokenization import load_tokenizer, train_tokenizer
-from .arguments import CONFIG_FILE, Arguments, OptionError, RunError, launch_command, parse_arguments
-from .checkpointing import OutputFolder, SaveError, put_back, set_aside_newer, tidy, together, write_text
+from ..tasks import Task
+from .arguments import CONFIG_FILE, Arguments, OptionError, launch_command, parse_arguments
+from .checkpointing import OutputFolder, put_back, set_aside_newer, tidy, together, write_text
 from .dry_run import dry_run
+from .ending import ending_well
 from .evaluation import Evaluation
 from .lock import FolderLock
+from .machine import device_text, make_accelerator, quiet_libraries, set_threads
 from .model import load_best, make_model
-from .monitor import LOG_FILE, Monitor, clock
+from .monitor import LOG_FILE, Monitor
 from .optimization import peak_learning_rate
-from .preflight import check_folder, check_processes, check_rows, check_space
+from .preflight import check_folder, check_rows, check_space
+from .reading import read
+from .results import finish, result_text
 from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
-from .signals import EXIT_CODE, Interrupted, StopSignals
+from .signals import Interrupted, StopSignals
 from .tracking import check_tracker, open_tracker
 from .trainer import Progress, Trainer
 
@@ -60,27 +46,6 @@ def main(argv: list[str] | None = None) -> None:
     can go on, and with 130 for Ctrl-C before there was anything to save. A launcher may end with a code of its own.
     """
     ending_well(lambda: run(parse_arguments(argv)))
-
-
-def ending_well(work: Callable[[], Any]) -> None:
-    """Do some work as a program, which ends as `main` says."""
-    speaks = os.environ.get("RANK", "0") == "0"  # what all processes meet with is said by one
-    try:
-        work()
-    except Interrupted as stopped:
-        if speaks:
-            print(stopped, file=sys.stderr)
-        sys.exit(EXIT_CODE)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        if "HF_TFENC_TRACEBACK" in os.environ:
-            raise
-        if speaks or not isinstance(error, (RunError, SaveError)):
-            print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if speaks:
-            print("Stopped. What was saved before stays in the output folder.", file=sys.stderr)
-        sys.exit(130)
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -111,14 +76,7 @@ def batch_sizes(args: Arguments) -> str:
 
 
 def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploads) -> dict[str, Any]:
-    accelerator = Accelerator(
-        # None leaves it to `accelerate launch`.
-        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not look for each other
-        # NCCL's ten minutes are too few for the others while one process tokenizes some gigabytes.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
-    )
-    check_processes(accelerator)
+    accelerator = make_accelerator(args)
     if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
         raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
     check_tracker(args)
@@ -132,24 +90,11 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     hardware = device_text(accelerator, set_threads(args, accelerator))
     say(hardware)
 
-    kind = TASKS[args.task]
     saved = folder if start.finished else start.checkpoint
     if args.model_name_or_path and saved is None:
         read_config(args.model_name_or_path)  # before any long work
-    with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        if args.streaming:
-            text_stream, splits = load_stream(source_of(args), kind.columns(args))
-        else:
-            splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
-    tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
-    task = kind(args, tokenizer)
-    with accelerator.main_process_first():
-        rows = task.encode_placed(splits)
-    for name, encoded in rows.items():
-        begins = "a stream that begins with " if args.streaming and name == "train" else ""
-        count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {numpy_column(encoded, 'length').sum():,} tokens"
-        say(f"{name}: {begins}{count}")
-    stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
+    data = read(args, accelerator, saved)
+    task, tokenizer, rows = data.task, data.tokenizer, data.rows
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
@@ -160,14 +105,14 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     args.learning_rate = peak_learning_rate(model, args)
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
-    facts = run_facts(args, model.config, tokenizer, rows, accelerator, stream)
+    facts = run_facts(args, model.config, tokenizer, rows, accelerator, data.stream)
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
         progress.consumed_bins = 0  # the rows of this epoch are others
-    train_rows = rows["train"] if stream is None else stream
+    train_rows = rows["train"] if data.stream is None else data.stream
     trainer = Trainer(args, task, model, train_rows, rows["validation"], accelerator, signals, progress)
     if args.dry_run:
-        say("\n" + "\n".join(dry_run(trainer, splits, rows)))
+        say("\n" + "\n".join(dry_run(trainer, data.splits, rows)))
         del trainer  # as at the end of a run
         accelerator.free_memory()
         accelerator.end_training()
@@ -187,7 +132,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
             output = OutputFolder(folder, accelerator, tokenizer, args.save_total_limit, facts, uploads)
             output.changed = True  # to the start, so that it is known at once whether uploads go well
             output.publish(progress.global_step)
-            baseline_loss = task.baseline_loss(rows["train"], rows["validation"])
+            baseline_loss = on_main(accelerator, lambda: task.baseline_loss(rows["train"], rows["validation"]))
             metrics = {"baseline_loss": baseline_loss, "rows": facts["rows"]}
             metrics |= train(trainer, output, baseline_loss, start)
         accelerator.wait_for_everyone()
@@ -197,19 +142,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         if "test" in rows and not start.finished:  # it is looked at once
             metrics |= test_metrics(args, task, best, rows["test"], accelerator, signals)
     if accelerator.is_main_process and not start.finished:
-        metrics |= task.baselines(rows["train"], rows["validation"])
-        if args.train_file is None and args.dataset_name is None:
-            texts = {split: Dataset.from_dict({"text": [*kind.texts(part[:])]}) for split, part in splits.items()}
-            # It differs a little from one Python version to the next.
-            metrics["corpus"] = corpus_info(DatasetDict(texts))
-        counts = split_counts(splits, rows, None if stream is None else trainer.progress.tokens)
-        metrics |= {
-            "parameters": best.num_parameters(),
-            "train_tokens": counts["train"]["tokens"],
-            "hardware": hardware,
-        }
-        metrics |= {"versions": facts["versions"] | {"hf_tfenc": __version__}, "data": counts}
-        finish(args, task, best, rows["validation"], measured, metrics, folder)
+        metrics |= {"hardware": hardware, "versions": facts["versions"] | {"hf_tfenc": __version__}}
+        finish(args, data, best, measured, metrics, folder, trainer.progress.tokens)
     if accelerator.is_main_process:
         metrics["summary"] = task.summary(metrics)
         say("\n" + result_text(metrics, folder))
@@ -242,7 +176,7 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
         tracker = open_tracker(trainer.args, output.path, step) if is_main else None
         opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes, tracker))
 
-    together(accelerator, open_monitor)
+    together(open_monitor)
     (monitor,) = opened
     try:
         return trainer.train(monitor, output)
@@ -263,7 +197,7 @@ def test_metrics(
     """Metrics on the test split, under the names of the others with `test_` in place of `eval_`."""
     evaluation = Evaluation(task, rows, args.per_device_eval_batch_size, accelerator)
     metrics = evaluation.metrics(measured_or_stopped(evaluation.measure(model, signals)))
-    return {name.replace("eval_", "test_", 1): value for name, value in metrics.items()}
+    return {test_name(name): value for name, value in metrics.items()}
 
 
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
@@ -285,38 +219,6 @@ def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def source_of(args: Arguments) -> Source:
-    """The data that the options name."""
-    return Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
-
-
-def make_tokenizer(
-    args: Arguments, accelerator: Accelerator, train_texts: Any, saved: Path | None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer the options name, the one that a run saved, or one trained on the training split alone."""
-    named = args.tokenizer_name or (None if args.train_tokenizer else args.model_name_or_path) or saved
-    if named is not None:
-        return load_tokenizer(named)
-    trained: list[Any] = [None]
-    if accelerator.is_main_process:
-        texts = Texts(train_texts, TASKS[args.task])
-        trained[0] = train_tokenizer(texts, args.vocab_size, args.tokenizer_type, model_max_length=args.max_seq_length)
-    broadcast_object_list(trained)
-    return trained[0]
-
-
-@dataclass
-class Texts:
-    """The texts of a split, read anew each time that they are asked for, so that they need not fit into memory."""
-
-    rows: Dataset
-    task: type[Task]
-
-    def __iter__(self) -> Iterator[str]:
-        for batch in self.rows.iter(batch_size=1000):
-            yield from self.task.texts(batch)
-
-
 def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
     """Where the run begins, found while no other run can change it."""
     if (folder / CONFIG_FILE).exists():
@@ -333,15 +235,23 @@ def prepare_folder(
         whether the best model of the run so far, if there is one, is at the top
 
     Raises:
-        OptionError: the disk is too full, or another run has the folder.
+        OptionError: the disk is too full, or another run has the folder or has had it meanwhile.
     """
     # A run that goes on has one checkpoint at least.
     check_space(folder, model, checkpoints=1 if start.checkpoint else 2, freed=args.overwrite_output_dir)
-    if args.overwrite_output_dir and folder.exists():
-        lock.release()
-        shutil.rmtree(folder)
+    watched = lock.held
     folder.mkdir(parents=True, exist_ok=True)
     lock.take()
+    if not watched and find_start(args, folder) != start:
+        raise OptionError(
+            f"--output_dir {folder} has been changed by another run since this one began: give the command again to see "
+            "what there is now, or choose another folder."
+        )
+    if args.overwrite_output_dir:
+        shutil.rmtree(folder)
+        lock.release()
+        folder.mkdir(parents=True)
+        lock.take()
     tidy(folder)
     if aside := set_aside_newer(folder, progress.global_step if start.checkpoint else -1):
         logger.warning("No longer part of this run: %s.", ", ".join(str(path) for path in aside))
@@ -354,107 +264,3 @@ def prepare_folder(
         return False
     # A killed or abandoned continuation may have put a later one there.
     return put_back(folder, progress.best_step) or not aside
-
-
-def finish(
-    args: Arguments,
-    task: Task,
-    model: PreTrainedModel,
-    eval_rows: Any,
-    measured: Measurement,
-    metrics: dict[str, Any],
-    folder: Path,
-) -> None:
-    """Write metrics, pictures, card, and what sentence-transformers reads."""
-    metrics["hf_tfenc_task"], metrics["python_version"] = args.task, platform.python_version()
-    model.eval()
-    metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, eval_rows)
-    metrics |= {"widget": task.widget(eval_rows), "data_card": data_card(args), "date": str(date.today())}
-    plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
-    if picture := task.picture(model, eval_rows, measured):
-        PLOTS[picture.kind](picture.names, picture.numbers, folder / f"{picture.kind}.png")
-    write_modules(model, folder)
-    write_card(folder, args, model.config, metrics)
-    write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")  # last: it says that the run is finished
-
-
-def split_counts(
-    splits: DatasetDict, rows: DatasetDict, streamed_tokens: int | None
-) -> dict[str, dict[str, int | None]]:
-    """Rows of the source, encoded sequences and their tokens in each split; of a stream the tokens that were read."""
-    counts: dict[str, dict[str, int | None]] = {
-        name: {
-            "rows": len(splits[name]),
-            "sequences": len(encoded),
-            "tokens": int(numpy_column(encoded, "length").sum()),
-        }
-        for name, encoded in rows.items()
-    }
-    if streamed_tokens is not None:
-        counts["train"] = {"rows": None, "sequences": None, "tokens": streamed_tokens}
-    return counts
-
-
-def result_text(metrics: dict[str, Any], folder: Path) -> str:
-    """What a run learned, where it lies, and what to do next."""
-    kind = TASKS[metrics["hf_tfenc_task"]]
-    program = "; ".join(
-        ["import hf_tfenc", "from transformers import pipeline", *kind.usage(str(folder)).splitlines()]
-    )
-    return "\n".join(
-        [
-            *metrics["examples"],
-            "",
-            metrics["summary"],
-            *test_lines(kind, metrics),
-            f"trained in {clock(metrics['train_runtime'])} ({metrics['train_tokens_per_second']:,.0f} tokens/s)",
-            "",
-            f"The model is in {folder}: weights, tokenizer, code, card, metrics.json, log.jsonl, loss.png. Next:",
-            f"  python -c {shlex.quote(program)}",
-            f"  hf-tfenc demo {shlex.quote(str(folder))}",
-            *(f"  {command}" for command in kind.next_steps(str(folder), built_in="corpus" in metrics)),
-        ]
-    )
-
-
-def test_lines(kind: type[Task], metrics: dict[str, Any]) -> list[str]:
-    """The metrics on the test split in a line, where there is one."""
-    names = {name.replace("eval_", "test_", 1): what for name, what in kind.reported.items()}
-    scores = [f"{what} {metrics[name]:.3f}" for name, what in names.items() if name in metrics]
-    return ["test split: " + " · ".join(scores)] * bool(scores)
-
-
-# --- The machine and its noise ---------------------------------------------------------------------------------------
-
-
-def set_threads(args: Arguments, accelerator: Accelerator) -> int:
-    """Set and return the threads of this process on a CPU, where `accelerate launch` leaves one core working."""
-    if accelerator.device.type != "cpu":
-        return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(args.cpu_threads or max(1, cores // local_processes))
-    return torch.get_num_threads()
-
-
-def device_text(accelerator: Accelerator, threads: int) -> str:
-    processes = f"{accelerator.num_processes} process" + "es" * (accelerator.num_processes > 1)
-    if accelerator.device.type == "cpu":
-        device = f"CPU, {threads} thread" + "s" * (threads > 1) + " each" * (accelerator.num_processes > 1)
-    elif accelerator.device.type == "cuda":
-        device = torch.cuda.get_device_name(accelerator.device)
-    else:
-        device = accelerator.device.type
-    return f"{processes} on {device}, {accelerator.mixed_precision} mixed precision"
-
-
-def quiet_libraries(accelerator: Accelerator) -> None:
-    """Our own log lines as plain sentences from one process; from the libraries, only what a user can act on."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
-    logging.getLogger("hf_tfenc").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # a bar for each of our small saves
-    # Worker processes are forked after the tokenizer's threads have run; they never tokenize.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step\\(\\).*before.*optimizer.step.*")

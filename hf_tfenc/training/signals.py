@@ -14,8 +14,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
-class Interrupted(Exception):
-    """A run has stopped because it was asked to, and nothing is lost."""
+class Interrupted(KeyboardInterrupt):
+    """A run has stopped because it was asked to, and nothing is lost.
+
+    As Ctrl-C, it passes by those who handle every Exception: what was being read has nothing wrong with it.
+    """
 
 
 class StopSignals:

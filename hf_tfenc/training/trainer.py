@@ -268,7 +268,7 @@ class Trainer:
         Raises:
             Interrupted: after a signal, with everything saved.
             RunError: nothing more can be learned.
-            OSError: a checkpoint that the run was to end with could not be saved.
+            SaveError: a run that was stopped, or that nothing more can be learned in, could not be saved.
         """
         self.monitor, self.output = monitor, output
         args, progress = self.args, self.progress
@@ -493,13 +493,12 @@ class Trainer:
         value = -metrics[name] if name in LOSSES else metrics[name]
         return name, value if math.isfinite(value) else -sys.float_info.max  # which JSON can write
 
-    def evaluate(self, signals: StopSignals | None = None, model: nn.Module | None = None) -> dict[str, float] | None:
+    def evaluate(self, signals: StopSignals | None = None) -> dict[str, float] | None:
         """Metrics over all evaluation rows.
 
         Args:
             signals: what asks the run to stop; then there is no result, in all processes alike.
-            model: evaluated in place of the trained one.
         """
-        model = model or self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
+        model = self.accelerator.unwrap_model(self.model)  # the wrapped one has processes wait for each other
         measured = self.evaluation.measure(model, signals)
         return None if measured is None else self.evaluation.metrics(measured)

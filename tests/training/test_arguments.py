@@ -235,3 +235,11 @@ def test_each_task_has_its_own_number_of_epochs():
     for name, kind in TASKS.items():
         assert Arguments(task=name).num_train_epochs == kind.epochs >= 1
         assert Arguments(task=name, num_train_epochs=3).num_train_epochs == 3
+
+
+def test_a_home_folder_is_found_where_no_shell_has_read_the_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = Arguments(output_dir="~/mine", model_name_or_path="~/model", tokenizer_name="~/tokenizer")
+    assert (args.output_dir, args.model_name_or_path, args.tokenizer_name) == tuple(
+        str(tmp_path / name) for name in ("mine", "model", "tokenizer")
+    )

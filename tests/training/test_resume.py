@@ -246,8 +246,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_stays(options, tm
     assert newest_whole(tmp_path / "out").name == "checkpoint-000003"
 
 
-def test_a_signal_before_training_ends_with_the_same_code(options, tmp_path):
-    stopped = Run(options(), tmp_path / "log", before=functools.partial(in_the_making_of_the_model, signal.SIGTERM))
+@pytest.mark.parametrize("where", ["in_the_making_of_the_model", "in_the_reading_of_a_file"])
+def test_a_signal_before_training_ends_with_the_same_code(options, tmp_path, where):
+    stopped = Run(options(), tmp_path / "log", before=functools.partial(globals()[where], signal.SIGTERM))
     assert stopped.wait() == [75], stopped.output
     assert "Stopped by SIGTERM; there was nothing to save." in stopped.output and not (tmp_path / "out").exists()
 
@@ -256,6 +257,33 @@ def in_the_making_of_the_model(number):
     from hf_tfenc.training import run
 
     run.make_model = lambda *args: os.kill(os.getpid(), number)
+
+
+def in_the_reading_of_a_file(number):
+    from hf_tfenc.data import files
+
+    files._load = lambda *args: os.kill(os.getpid(), number)
+
+
+def test_a_folder_that_another_run_has_had_meanwhile_is_left_as_it_is(options, tmp_path):
+    meanwhile = functools.partial(another_run_in_the_making_of_the_model, options(cpu_threads=1))
+    late = Run(options(cpu_threads=1), tmp_path / "log", before=meanwhile)
+    assert late.wait() == [2] and "has been changed by another run since this one began" in late.output, late.output
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval_loss"] > 0
+    assert not list((tmp_path / "out").glob("*.set-aside"))
+
+
+def another_run_in_the_making_of_the_model(options):
+    """A whole one, in a process of its own, while this one has seen nothing in the folder and does not hold it."""
+    from hf_tfenc.training import run
+
+    make_model, log = run.make_model, Path(options["output_dir"]).parent / "other.log"
+
+    def late(*args):
+        Run(options, log).finish()
+        return make_model(*args)
+
+    run.make_model = late
 
 
 def test_two_runs_do_not_share_a_folder(options, tmp_path):

@@ -31,6 +31,14 @@ def test_where_there_is_nothing_to_save_a_signal_ends_the_run_at_once(number):
             os.kill(os.getpid(), number)
 
 
+def test_what_handles_every_exception_does_not_hold_up_a_stop():
+    with StopSignals(), pytest.raises(Interrupted):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:  # as readers do, which turn what they meet into a sentence on the file
+            pytest.fail(f"handled: {error}")
+
+
 @pytest.mark.parametrize("launcher", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", None])
 def test_the_end_of_the_launcher_counts_as_a_signal(monkeypatch, launcher):
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
