@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_tfenc import TfEncConfig
 from .modeling_tfenc import (
@@ -30,6 +31,7 @@ AutoConfig.register("tfenc", TfEncConfig, exist_ok=True)
 AutoModel.register(TfEncConfig, TfEncModel, exist_ok=True)
 AutoModelForMaskedLM.register(TfEncConfig, TfEncForMaskedLM, exist_ok=True)
 AutoModelForCausalLM.register(TfEncConfig, TfEncForCausalLM, exist_ok=True)
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["tfenc"] = "TfEncForCausalLM"  # Trainer's label smoothing shifts labels by this name
 AutoModelForSequenceClassification.register(TfEncConfig, TfEncForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(TfEncConfig, TfEncForTokenClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(TfEncConfig, TfEncForQuestionAnswering, exist_ok=True)

@@ -93,7 +93,7 @@ def embed(
                     write_part(files[-1], key, first, vectors(model, texts, encoding))
                 bar.update(len(texts))
         join(files, out)
-        for part in files:
+        for part in parts.glob("*.parquet"):  # those of rows that the file has no more, too
             part.unlink()
     with contextlib.suppress(OSError):  # something else lies in it
         parts.rmdir()
@@ -154,10 +154,12 @@ def transformers_in(model: torch.nn.Module) -> list[PreTrainedModel]:
 def digest_of(model: Any, encoding: Encoding) -> bytes:
     """A hash of all that vectors depend on but the texts; how many are computed at once changes their last bits alone."""
     settled = encoding._replace(batch_size=None, max_seq_length=model.max_seq_length)
-    digest = hashlib.blake2b(repr((settled, str(model), model.prompts, model.default_prompt_name)).encode())
+    tokenizer = model.tokenizer
+    sides = [getattr(tokenizer, f"{work}_side", None) for work in ("truncation", "padding")]
+    options = (settled, str(model), model.prompts, model.default_prompt_name, model.truncate_dim, sides)
+    digest = hashlib.blake2b(repr(options).encode())
     for module in transformers_in(model):
         digest.update(module.config.to_json_string(use_diff=False).encode())
-    tokenizer = model.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # some models have a bare one
     digest.update(backend.to_str().encode() if hasattr(backend, "to_str") else repr(tokenizer).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -66,6 +66,8 @@ def evaluate(args: Arguments) -> dict[str, Any]:
         source, rows = splits["test"], task.encode_placed(splits)["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
+    if (folder / CONFIG_FILE).exists():
+        raise OptionError(f"--output_dir {folder} holds a run with metrics of its own: choose another folder.")
     say(f"{len(source):,} rows, {numpy_column(rows, 'length').sum():,} tokens")
 
     started = time.monotonic()

@@ -10,8 +10,8 @@ Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads,
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ from transformers.masking_utils import (
     create_bidirectional_sliding_window_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
-    find_packed_sequence_indices,
     packed_sequence_mask_function,
     sdpa_mask,
 )
@@ -151,7 +150,7 @@ class RotaryPositions(nn.Module):
         self.theta, self.head_dim = theta, config.hidden_size // config.num_attention_heads
         self.shape = (2, config.max_position_embeddings, self.head_dim)
         self.bits: Tensor  # of float32 numbers, for as integers they stay so when a model is cast
-        self.register_buffer("bits", torch.empty(self.shape, dtype=torch.int32), persistent=False)
+        self.register_buffer("bits", self.table().view(torch.int32), persistent=False)
 
     def table(self) -> Tensor:
         """What is looked up: (2, positions, head_dim)."""
@@ -176,7 +175,7 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         self.shape = (config.max_position_embeddings, config.hidden_size)
         self.table: Tensor
-        self.register_buffer("table", torch.empty(self.shape), persistent=False)  # filled by _init_weights
+        self.register_buffer("table", sinusoidal_table(*self.shape), persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
         return x + self.table[position_ids].to(x.dtype)
@@ -240,7 +239,7 @@ def find_packing(
 ) -> Packing | None:
     """The packing of a row, or None where nothing is packed.
 
-    A row is packed where `cu_seq_lens` says so, or where positions restart and no attention mask speaks of padding.
+    A row is packed where `cu_seq_lens` says so, or where positions restart and no attention mask is given.
 
     Args:
         shape: of the input, (batch, length)
@@ -253,6 +252,8 @@ def find_packing(
         if batch != 1 or attention_mask is not None:
             raise ValueError("cu_seq_lens_q describes a packed row: give one row, (1, tokens), and no attention_mask.")
         starts, ends = cu_seq_lens[:-1], cu_seq_lens[1:]
+        if not tracing and not len(ends):
+            raise ValueError("cu_seq_lens_q has one number or none; it says where each sequence begins, and the end.")
         if not tracing and ends.device.type == "cpu" and (starts[0] != 0 or ends[-1] != length):
             raise ValueError(
                 f"cu_seq_lens_q runs from {starts[0].item()} to {ends[-1].item()}; the packed row has {length} tokens."
@@ -263,13 +264,15 @@ def find_packing(
         return Packing(ids[None], starts)
     if attention_mask is not None or position_ids is None or (tracing and batch != 1):
         return None  # a graph cannot look at the positions of several rows, which must not restart anyway
-    packed = find_packed_sequence_indices(position_ids)
-    if packed is not None and batch != 1:
+    restarts = position_ids.diff() <= 0  # positions that jump ahead are one sequence's
+    if not tracing and not restarts.any():
+        return None
+    if batch != 1:
         raise ValueError(
             f"position_ids {tuple(position_ids.shape)} restart within a row; packed input is one row, (1, tokens). "
             "For padded rows pass attention_mask."
         )
-    return None if packed is None else Packing(packed, None)
+    return Packing(F.pad(restarts.cumsum(dim=1), (1, 0)), None)
 
 
 class Unpadding(NamedTuple):
@@ -550,7 +553,7 @@ class TfEncAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         # (batch, length, 3, heads, head_dim)
-        query, key, value = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
+        query, key, value = self.qkv_proj(x).view(*x.shape[:2], 3, -1, self.head_dim).unbind(2)
         query, key = self.rotate(query, rotary), self.rotate(key, rotary)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -765,7 +768,8 @@ class TfEncModel(TfEncPreTrainedModel):
         Args:
             input_ids: (batch, length), or (1, tokens) packed
             attention_mask: (batch, length), 1 for tokens and 0 for padding; None for no padding, or for a packed row
-            position_ids: (batch, length); in a packed row they begin again at 0 with each sequence
+            position_ids: (batch, length), 0, 1, 2 ... in each row, padding on its left counted in, if not given; in a
+                packed row they begin again at 0 with each sequence
             token_type_ids: (batch, length), where the model has segments
             inputs_embeds: (batch, length, hidden), in place of the token embeddings
             cu_seq_lens_q: (sequences + 1,), transformers' own description of a packed row, optional
@@ -776,12 +780,16 @@ class TfEncModel(TfEncPreTrainedModel):
         Raises:
             ValueError: one sentence where ids, shapes or lengths do not fit the model.
         """
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("An encoder has no cache: give all tokens, and no past_key_values.")
         given = given_input(input_ids, inputs_embeds)
         shape, device = given.shape[:2], given.device
         packing = find_packing(shape, attention_mask, position_ids, cu_seq_lens_q)
         if position_ids is None and packing is not None:
             position_ids = packing.positions()
         self.check_inputs(shape, input_ids, attention_mask, position_ids, token_type_ids)
+        check_shape("inputs_embeds", inputs_embeds, (*shape, self.config.hidden_size), "(batch, length, hidden)")
+        attention_mask = None if attention_mask is None else attention_mask != 0
         max_length = shape[1] if position_ids is None else kwargs.get("max_length_q")
         position_ids = torch.arange(shape[1], device=device)[None] if position_ids is None else position_ids
 
@@ -809,10 +817,13 @@ class TfEncModel(TfEncPreTrainedModel):
         if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": bounds if varlen else cu_seq_lens_q}
         rotary = {layer_type: look_up(position_ids, max_length) for layer_type, look_up in self.rotary.items()}
-        for layer, kind in zip(self.layers, config.layer_types or [], strict=True):
-            x = layer(x, attention_mask=masks.get(kind), rotary=rotary.get(kind), **kwargs)
+        for layer in cast(Iterable[TfEncLayer], self.layers):
+            x = layer(x, attention_mask=masks.get(layer.layer_type), rotary=rotary.get(layer.layer_type), **kwargs)
         x = self.final_norm(x)
-        x = x if unpadding is None else unpadding.put_back(x, shape)
+        if unpadding is not None:
+            x = unpadding.put_back(x, shape)
+        elif attention_mask is not None and self.config._attn_implementation == "varlen":
+            x = x.masked_fill(~attention_mask[..., None], 0)  # as where the padding was left out
         pooled = self.pooler(x, attention_mask, packing) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
@@ -865,6 +876,11 @@ class TfEncModel(TfEncPreTrainedModel):
         config, limit = self.config, self.config.max_position_embeddings
         check_range("input_ids", ids, config.vocab_size, "the tokenizer does not belong to this model")
         check_shape("attention_mask", mask, shape, "(batch, length)")
+        if mask is not None and mask.device.type == "cpu" and not is_tracing() and (mask < 0).any():
+            raise ValueError(
+                "attention_mask holds negative numbers, as masks do that are added to scores: give 1 for a token and 0 "
+                "for padding."
+            )
         check_shape("token_type_ids", segments, shape, "(batch, length)")
         if positions is not None:
             check_shape("position_ids", positions, (1, shape[1]) if len(positions) == 1 else shape, "(batch, length)")
@@ -893,7 +909,7 @@ def per_item(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | in
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """In float32, leaving out labels of -100. `logits` (rows, classes), `labels` (rows,)."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -939,6 +955,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not is_tracing():
+            raise RuntimeError(
+                "This loss has no second derivative: leave sparse_prediction and prediction_positions out for it."
+            )
         return *(None if gradient is None else gradient * scales[0] for gradient in ctx.saved_tensors), None
 
 
@@ -959,6 +979,7 @@ def linear_cross_entropy(
 def binary_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """Cross-entropy of each label by itself, leaving out labels of -100. Both tensors are (rows, labels)."""
     check_shape("labels", labels, tuple(logits.shape), "(rows, labels)")
+    check_range("labels", labels, 2, f"give 0 or 1, or {IGNORE_INDEX} to leave out", IGNORE_INDEX)
     kept = labels != IGNORE_INDEX
     total = F.binary_cross_entropy_with_logits(
         logits.float(), labels.float() * kept, weight=kept.float(), reduction="sum"

@@ -114,7 +114,9 @@ def test_the_folder_is_named_after_the_data_and_keeps_that_of_others(model, rows
     namesake.write_text(rows.read_text())
     assert call("eval", model, *options, rows).exit_code == 0
     before = (model / "eval-some.rows" / "metrics.json").read_text()
-    assert f"eval-some.rows holds the metrics of {rows}: give another --output_dir" in refusal(model, *options, namesake)
+    assert f"eval-some.rows holds the metrics of {rows}: give another --output_dir" in refusal(
+        model, *options, namesake
+    )
     assert (model / "eval-some.rows" / "metrics.json").read_text() == before
 
 

@@ -4,11 +4,13 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import conll
 from .compression import is_openable, open_bytes, uncompressed_name
 
 Piece = tuple[bytes, str | None]  # the bytes of a row, and what is wrong with it
+JSON_LINES = (".jsonl", ".ndjson")
 NO_TOKEN = {"conll": b"-DOCSTART-", "conllu": b"#"}  # begins a line beside those of tokens
 
 
@@ -23,6 +25,32 @@ def are_undamaged(path: Path, kind: str, sample_by: str) -> Iterator[bool]:
     for place, (piece, reason) in enumerate(_pieces(path, kind, sample_by)):
         if not (header and place == 0) and (reason or _is_row(piece, kind, sample_by)):
             yield not reason
+
+
+def rows_of(path: Path, kind: str, sample_by: str) -> Iterator[dict[str, Any] | None] | None:
+    """The rows of a file, cells as strings, None where one is damaged; no iterator where readers need the whole file."""
+    json_lines = kind == "json" and uncompressed_name(path).suffix.lower() in JSON_LINES
+    if not is_openable(path) or not (json_lines or kind in ("csv", "tsv") or (kind == "text" and sample_by == "line")):
+        return None
+    return _rows_of(path, kind, sample_by)
+
+
+def _rows_of(path: Path, kind: str, sample_by: str) -> Iterator[dict[str, Any] | None]:
+    names: list[str] = []
+    for piece, reason in _pieces(path, kind, sample_by):
+        if reason:
+            yield None
+        elif kind == "text":
+            yield {"text": piece.decode("utf-8-sig").rstrip("\r\n")}
+        elif kind == "json":
+            if piece.strip():
+                yield json.loads(piece.decode("utf-8-sig"))
+        else:
+            lines = piece.decode("utf-8-sig").splitlines(keepends=True)
+            cells = next(csv.reader(lines, delimiter="\t" if kind == "tsv" else ","), [])
+            if cells and names:
+                yield dict(zip(names, cells, strict=False))
+            names = names or cells
 
 
 def _is_row(piece: bytes, kind: str, sample_by: str) -> bool:
@@ -76,7 +104,7 @@ def _not_json(line: bytes, number: int) -> str | None:
 
 def _lines(path: Path, kind: str, sample_by: str) -> Iterator[Piece]:
     by_line = kind != "text" or sample_by == "line"
-    json_lines = uncompressed_name(path).suffix.lower() in (".jsonl", ".ndjson")
+    json_lines = uncompressed_name(path).suffix.lower() in JSON_LINES
     row: list[bytes] = []
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -98,8 +126,9 @@ def _records(path: Path, separator: str) -> Iterator[Piece]:
 
         def decoded() -> Iterator[str]:
             for line in file:
-                consumed.append(line)
-                yield line.decode("utf-8", errors="surrogateescape")
+                for part in line.splitlines(keepends=True):  # a line may end with a carriage return alone
+                    consumed.append(part)
+                    yield part.decode("utf-8", errors="surrogateescape")
 
         cells, number = 0, 1
         for record in csv.reader(decoded(), delimiter=separator):
@@ -108,6 +137,12 @@ def _records(path: Path, separator: str) -> Iterator[Piece]:
             reason = _not_utf8(piece, number)
             if not reason and len(record) > cells:
                 reason = f"line {number}: the number of cells is {len(record)}, and the header has {cells}: mend it."
+            # Tables with tabs know quotes less often than those with commas.
+            if not reason and separator == "\t" and len(consumed) > 1 and any("\t" in cell for cell in record):
+                reason = (
+                    f"line {number}: a cell begins with a quote and goes on for {len(consumed)} lines with tabs in them: "
+                    'write a quote that belongs to the text twice, in a cell in quotes ("""so"" it is").'
+                )
             yield piece, reason
             number += len(consumed)
             consumed.clear()

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from pandas.api.types import is_string_dtype
@@ -25,7 +27,7 @@ from pandas.api.types import is_string_dtype
 from . import conll
 from .columns import no_rows
 from .compression import is_openable, open_bytes, uncompressed_name
-from .damage import are_undamaged, damages, undamaged
+from .damage import are_undamaged, damages, rows_of, undamaged
 from .mixed_json import json_dataset, json_values
 from .streaming import Part, TextStream
 
@@ -61,6 +63,7 @@ SPLITS = {
     "test": "test",
 }
 _NAMES = "|".join(sorted(SPLITS, key=len, reverse=True))
+SCALAR = re.compile(r"string|bool|u?int[0-9]+|float|double")  # types of pyarrow
 AT_START = re.compile(rf"({_NAMES})(?![a-z])", re.IGNORECASE)
 AT_END = re.compile(rf".*(?<![a-z])({_NAMES})", re.IGNORECASE)
 
@@ -164,6 +167,7 @@ class Files:
     damaged: int = 0  # how many such rows there are
     example: str | None = None  # the first of them, and what is wrong with it
     undamaged: dict[Path, np.ndarray] = field(default_factory=dict)  # of each file, where some rows are: (rows,), bool
+    forgiving: bool = False  # a stream gives None for a row that no reader can read
 
     @classmethod
     def of(cls, option: str, files: list[Path], sample_by: SampleBy) -> "Files":
@@ -222,6 +226,8 @@ class Files:
         """The rows, with these columns."""
         try:
             with self._reading():
+                if len(self.files) > 1 and self.kind in ("json", "parquet"):
+                    self._check_types(columns)
                 rows = _load(self._read(), self.kind, self.sample_by, columns).select_columns(columns)
                 if self.kind == "text" and self.sample_by == "document":
                     for path in filter(_is_long, self._read()):
@@ -230,6 +236,10 @@ class Files:
                             path,
                             PART_CHARACTERS,
                         )
+                if self.kind == "tsv" and any(
+                    pc.any(pc.match_substring(rows.data.column(c), "\t")).as_py() for c in columns
+                ):
+                    raise ValueError("a cell holds a tab")  # which line it is, is found out below
                 if self.kind == "json":  # its reader lets bytes pass that are not UTF-8
                     rows.data.table.validate(full=True)
                 return rows
@@ -237,6 +247,18 @@ class Files:
             for path in self.files if len(self.files) > 1 else []:
                 replace(self, files=[path]).load(columns)  # says which file it was
             raise
+
+    def _check_types(self, columns: list[str]) -> None:
+        """Whether a column of strings is one in all files: readers cast what is in the files after the first."""
+        first, *others = self._read()
+        types_of = _first_types if self.kind == "json" else partial(_column_types, kind=self.kind)
+        of_first = types_of([first])
+        for path in others:
+            types = types_of([path])
+            for name in columns:
+                both = of_first.get(name, ""), types.get(name, "")
+                if all(map(SCALAR.fullmatch, both)) and (both[0] == "string") != (both[1] == "string"):
+                    raise ValueError(f"in {first} {name} is {both[0]}, and in {path} {both[1]}: make them alike")
 
     def numbers(self, rows: int) -> np.ndarray:
         """The number of each of the rows that `load` returns, from 1, counted through all files."""
@@ -256,13 +278,25 @@ class Files:
 
     def stream_types(self) -> dict[str, str]:
         """As `types`, of JSON by its first rows alone."""
+        if self.forgiving and (rows := rows_of(self.files[0], self.kind, self.sample_by)):
+            whole = list(islice(filter(None, rows), STREAM_ROWS))
+            return (
+                {name: "string" if any(isinstance(row.get(name), str) for row in whole) else "" for name in whole[0]}
+                if whole
+                else {}
+            )
         if self.kind != "json":
             return self.types()
         with self._reading():
             return _first_types(self.files)
 
     def _read_batches(self, column: str) -> Iterator[list[Any]]:
-        batches = _stream(self.files[0], self.kind, self.sample_by, column)
+        rows = rows_of(self.files[0], self.kind, self.sample_by) if self.forgiving else None
+        if rows is None:
+            batches = _stream(self.files[0], self.kind, self.sample_by, column)
+        else:
+            values = (row and row.get(column) for row in rows)
+            batches = iter(lambda: list(islice(values, STREAM_ROWS)), [])
         while True:
             with self._reading():
                 batch = next(batches, None)

@@ -112,9 +112,14 @@ def load_splits(
             f"{named[0].option} {named[0].given} names a column of your data, and the built-in corpus is read: "
             "give --train_file or --dataset_name, or leave it out."
         )
+    if origins and "train" not in origins:
+        raise ValueError(
+            f"{next(iter(origins.values())).where} is given, and no rows to learn from: give --train_file or "
+            "--dataset_name, too."
+        )
     splits = DatasetDict()
     numbered = [column.kind for column in columns] != ["text"]  # a task refuses no text
-    if "train" not in origins:
+    if not origins:
         corpus = built_in()
         names = [column.name for column in columns if column.name in corpus["train"].column_names]
         splits.update(corpus.select_columns(names))
@@ -226,8 +231,10 @@ def _origins(source: Source, training: bool, streaming: bool = False) -> dict[st
         raise ValueError(f"--sample_by {source.sample_by} is for plain text, and {where} is none: leave it out.")
     for split, origin in found.items():
         if isinstance(origin, Files):
-            mended = source.skip_bad_rows and not (streaming and split == "train")  # a stream is copied nowhere
-            found[split] = origin.filled().mended() if mended else origin.filled()
+            filled = origin.filled()
+            if source.skip_bad_rows:  # a stream is copied nowhere
+                filled = replace(filled, forgiving=True) if streaming and split == "train" else filled.mended()
+            found[split] = filled
     return found
 
 
@@ -261,7 +268,7 @@ def _named(names: list[str]) -> str:
 
 
 def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
-    """All splits get the columns of `train`, each of one type; integers beside numbers become numbers."""
+    """All splits get the columns of `train`, each of the type that it has there: 1.0 and 1 are one number."""
     names = [name for name in splits["train"].column_names if name != ROW_NUMBER]
     others = [split for split in splits if split in origins]
     for split in others:
@@ -275,18 +282,21 @@ def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
     numbers = [Value("int64"), Value("float64")]
     for name in names:
         train = splits["train"].features[name]
-        different = [split for split in others if splits[split].features[name] != train]
-        for split in different:
-            feature = splits[split].features[name]
-            if feature not in numbers or train not in numbers:
-                row = splits[split][0]
+        for split in others:
+            feature, row = splits[split].features[name], 0
+            if feature == train:
+                continue
+            unlike = feature not in numbers or train not in numbers
+            if not unlike and train == Value("int64"):
+                fractions = np.mod(splits[split].with_format("numpy")[name][:], 1) != 0
+                unlike, row = bool(fractions.any()), int(fractions.argmax())
+            if unlike:
+                found = splits[split][row]
                 raise ValueError(
-                    f"{origins[split].place(row[ROW_NUMBER])}: its {name} is {_type_name(feature)}, {row[name]!r}, and "
-                    f"in the training rows it is {_type_name(train)}: make them alike."
+                    f"{origins[split].place(found[ROW_NUMBER])}: its {name} is {_type_name(feature)}, {found[name]!r}, "
+                    f"and in the training rows it is {_type_name(train)}: make them alike."
                 )
-        if different:
-            for split in splits:
-                splits[split] = splits[split].cast_column(name, Value("float64"))
+            splits[split] = splits[split].cast_column(name, train)
 
 
 def _type_name(feature: object) -> str:

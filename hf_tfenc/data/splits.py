@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -65,10 +66,28 @@ def _without_new_labels(labels: Iterable[Any], hashes: np.ndarray, held_out: np.
     trained = {label for row, out in zip(of_rows, held_out, strict=True) if not out for label in row}
     new = np.array([out and not trained.issuperset(row) for row, out in zip(of_rows, held_out, strict=True)])
     kept = held_out & ~np.isin(hashes, hashes[new], kind="sort")
-    if 2 * kept.sum() < held_out.sum():  # labels that hardly ever come again are no labels, or are numbers
-        return held_out
+    if 2 * kept.sum() < held_out.sum():
+        counts = Counter(label for row in of_rows for label in set(row))
+        again = np.array([all(counts[label] > 1 for label in row) for row in of_rows])
+        if 2 * again.sum() < len(again):  # labels that hardly ever come again are no labels, or are numbers
+            return held_out
+        kept = _with_next(of_rows, hashes, kept, int(held_out.sum()))
     if moved := held_out.sum() - kept.sum():
         logger.info("%d rows with labels that no other training row has are not held out.", moved)
+    return kept
+
+
+def _with_next(of_rows: list[list[Any]], hashes: np.ndarray, kept: np.ndarray, wanted: int) -> np.ndarray:
+    """Held-out rows and the next ones by their hashes, up to so many, that leave each label a row to be learned from."""
+    left = Counter(label for row, out in zip(of_rows, kept, strict=True) if not out for label in row)
+    for place in np.argsort(hashes, kind="stable"):
+        if kept.sum() >= wanted:
+            break
+        alike = np.flatnonzero((hashes == hashes[place]) & ~kept)
+        taken = Counter(label for row in alike for label in of_rows[row])
+        if len(alike) and all(left[label] > count for label, count in taken.items()):
+            kept[alike] = True
+            left -= taken
     return kept
 
 

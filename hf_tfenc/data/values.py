@@ -51,6 +51,10 @@ class Reader:
         if self.type == "float64" and kind in ("float64", "int64"):
             return float(found)
         if kind == self.type or (kind == "list" and self.type.startswith("list ")):
+            if isinstance(found, list) and len(set(found)) < len(found):
+                raise BadValue(
+                    "in which a label stands twice; it is a list of the row's labels, not of a mark for each"
+                )
             return found
         raise BadValue(f"where most rows hold {LABEL_TYPES[self.type]}")
 
@@ -98,9 +102,16 @@ def _words(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise BadValue("not a number")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _named(value: Any, names: tuple[str, ...] | None) -> Any:
@@ -115,9 +126,11 @@ def _named(value: Any, names: tuple[str, ...] | None) -> Any:
 def _typed(cell: Any) -> Any:
     """The number that a cell of a table of strings shows, or the string. 007 is no number."""
     text = cell.strip() if isinstance(cell, str) else ""
-    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text):
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]{,17})", text):  # longer than a 64-bit integer is a name
         return int(text)
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) and not re.match(r"[+-]?0[0-9]", text):
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) and not re.match(
+        r"[+-]?(0[0-9]|[0-9]{19})", text
+    ):
         return float(text)
     return cell
 
@@ -131,7 +144,9 @@ def _label_type(value: Any) -> str | None:
         return "float64" if math.isfinite(value) else None
     if isinstance(value, str):
         return "string" if value.strip() else None
-    return {bool: "bool", int: "int64"}.get(type(value))
+    if isinstance(value, bool):
+        return "bool"
+    return "int64" if isinstance(value, int) and abs(value) < 2**63 else None
 
 
 def commonest_label_type(values: Iterable[Any], reader: Reader) -> str | None:

@@ -126,9 +126,11 @@ class Embedding(Task):
         features = {part: self.id_feature() for part in self.token_columns} | {"length": Value("int32")}
         if self.scored:
             features["score"] = Value("float32")
-        return self.map_rows(
+        encoded = self.map_rows(
             splits, self._rows, Features(features), self.token_columns, self.score_range if self.scored else None
         )
+        self.log_cut(encoded)
+        return encoded
 
     def adopt(self, config: PreTrainedConfig) -> None:
         """The range of the scores that a model was trained on; where it had none, scores are taken as they are."""

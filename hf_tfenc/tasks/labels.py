@@ -54,8 +54,11 @@ class Labels:
         """The labels of a trained model."""
         return cls([config.id2label[number] for number in range(config.num_labels)])
 
-    def check(self, rows: Dataset, column: str, split: str) -> None:
+    def check(self, rows: Dataset, column: str, split: str, limit: int | None = None) -> None:
         """Whether these are all labels of a split.
+
+        Args:
+            limit: how many training rows were taken at most, the first ones; None for all
 
         Raises:
             RowError: the first row with one that the training split does not have; all such labels are named.
@@ -75,8 +78,12 @@ class Labels:
                 split,
                 unknown[first],
                 f"the label {first!r} is none of those of the training split ({_listed(self.names)})"
-                f"{neither * bool(others)}: mend the row, take it out, or add rows with this label to the training "
-                "split.",
+                f"{neither * bool(others)}: "
+                + (
+                    "mend the row, take it out, or add rows with this label to the training split."
+                    if limit is None
+                    else f"--max_train_samples {limit} takes the first training rows alone; take more, or shuffle them."
+                ),
             )
 
     def numbers(self, values: Iterable[Any]) -> list[int]:

@@ -17,7 +17,7 @@ from ..data.collators import EncodedRows, RowLabelCollator, numpy_column, to_dev
 from ..data.masking import IGNORE_INDEX
 from ..data.sources import TEXT_COLUMNS, Column
 from ..tokenization import encode_rows
-from .labels import Labels
+from .labels import SUSPICIOUS, Labels
 from .scores import class_scores, confusion_matrix, multi_label_scores, number_scores
 from .task import Batch, Measurement, Picture, RowError, Task, digits
 
@@ -105,7 +105,7 @@ class SequenceClassification(Task):
         for split, rows in splits.items():
             self._check_kind(rows, split)
             if self.problem != REGRESSION:
-                self.labels.check(rows, "label", split)
+                self.labels.check(rows, "label", split, self.args.max_train_samples)
         self.pairs = any("text_pair" in rows.column_names for rows in splits.values())
         features = {"input_ids": self.id_feature(), "length": Value("int32"), "labels": self._label_feature()}
         if self.pairs:
@@ -118,10 +118,7 @@ class SequenceClassification(Task):
         self.segment_ids = "token_type_ids" in features
         names = [] if self.problem == REGRESSION else self.labels.names
         encoded = self.map_rows(splits, self._rows, Features(features), self.problem, names, self.segment_ids)
-        for split, rows in encoded.items():
-            if cut := int((numpy_column(rows, "length") >= self.args.max_seq_length).sum()):
-                logger.info("%s: %d of %d rows fill --max_seq_length %d tokens; what is longer is cut off.",
-                            split, cut, len(rows), self.args.max_seq_length)  # fmt: skip
+        self.log_cut(encoded)
         return encoded
 
     def adopt(self, config: PreTrainedConfig) -> None:
@@ -318,8 +315,22 @@ class SequenceClassification(Task):
 
 
 def problem_type_of(rows: Dataset) -> str:
-    """What the type of the column `label` says: floats are numbers to come near to, lists several labels."""
+    """What the type of the column `label` says: floats are numbers to come near to, lists several labels.
+
+    Raises:
+        RowError: floats are whole numbers, and few different ones, as a table writes classes of which one is missing.
+    """
     feature = rows.features["label"]
     if isinstance(feature, List):
         return MULTI
-    return REGRESSION if isinstance(feature, Value) and feature.dtype.startswith(("float", "double")) else SINGLE
+    if not (isinstance(feature, Value) and feature.dtype.startswith(("float", "double"))):
+        return SINGLE
+    values = np.unique(numpy_column(rows, "label"))
+    if len(values) <= SUSPICIOUS and len(values) < len(rows) / 2 and not np.mod(values, 1).any():
+        raise RowError(
+            "train",
+            0,
+            f"the label {rows[0]['label']!r} is, as all training labels, a whole number written as a fraction: give "
+            f"--problem_type {SINGLE} where they stand for classes, and regression where they are quantities.",
+        )
+    return REGRESSION

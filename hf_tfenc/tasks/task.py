@@ -1,12 +1,14 @@
 """What a task is: the shape that all of them have."""
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -21,6 +23,8 @@ from ..tokenization import tokenizer_digest
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
+
+logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
 
@@ -227,6 +231,17 @@ class Task(ABC):
                 for split, rows in splits.items()
             }
         )
+
+    def log_cut(self, encoded: DatasetDict) -> None:
+        """Say of how many rows a text fills all the tokens that it may have, so that it was cut off, or nearly."""
+        for split, rows in encoded.items():
+            cut = 0
+            for batch in rows.with_format("arrow").iter(batch_size=10_000):
+                lengths = [pc.list_value_length(batch.column(part)) for part in self.token_columns]
+                cut += pc.sum(pc.greater_equal(pc.max_element_wise(*lengths), self.args.max_seq_length)).as_py() or 0
+            if cut:
+                logger.info("%s: %d of %d rows fill --max_seq_length %d tokens; what is longer is cut off.",
+                            split, cut, len(rows), self.args.max_seq_length)  # fmt: skip
 
     def _fingerprint(self, rows: Dataset, *settings: Any) -> str:
         # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.

@@ -99,7 +99,7 @@ class TokenClassification(Task):
             self.labels = Labels.learn(splits["train"], "tags", "--label_column")
             self._settle()
         for split, rows in splits.items():
-            self.labels.check(rows, "tags", split)
+            self.labels.check(rows, "tags", split, self.args.max_train_samples)
         integer = Value("int32")
         features = Features(
             {

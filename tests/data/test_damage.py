@@ -3,13 +3,14 @@
 import bz2
 import gzip
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hf_tfenc.data.damage import damages, undamaged
 from hf_tfenc.data.files import kind_of
-from hf_tfenc.data.sources import Column, Source, load_split, load_splits
+from hf_tfenc.data.sources import Column, Source, load_split, load_splits, load_stream
 
 pytestmark = pytest.mark.usefixtures("cache", "offline")
 
@@ -75,6 +76,31 @@ CASES = [
         {"words": [["Dogs"], ["Cats"]], "tags": [["NOUN"], ["NOUN"]]},
     ),
 ]
+
+
+def test_lines_may_end_with_a_carriage_return(write):
+    path = write("a.csv", b"text,label\ra,1\rb,2\rc,3,4\rd,2\r")
+    splits = load_splits(Source(train_file=path, validation_file=path, skip_bad_rows=True), [TEXT, LABEL])
+    assert splits["train"].to_dict() == {"text": ["a", "b", "d"], "label": [1, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n\n{"text":\n{"text": "caf\xe9"}\n{"text": null}\n{"text": "b"}\n'),
+        ("a.csv", b'text,n\na,1\ncaf\xe9,2\nHello, world,3\n"b",4\n'),
+        ("a.tsv", b"n\ttext\n1\ta\n2\tcaf\xe9\n3\tb\n"),
+        ("a.txt", b"a\ncaf\xe9\n\nb\n"),
+    ],
+)
+def test_a_stream_leaves_them_out_too(write, name, content, caplog):
+    path = write(name, content)
+    source = Source(train_file=path, validation_file=write("v.txt", "held out\n"), skip_bad_rows=True, **by_line(name))
+    stream, _ = load_stream(source, [TEXT])
+    assert [text for _, text in stream.read()] == ["a", "b"]
+    assert "rows of the stream are bad and left out" in caplog.text
+    with pytest.raises(ValueError, match=r"not UTF-8|not JSON"):
+        list(load_stream(replace(source, skip_bad_rows=False), [TEXT])[0].read())
 
 
 @pytest.mark.parametrize(("name", "content", "columns", "reasons", "left"), CASES, ids=[case[0] for case in CASES])

@@ -573,12 +573,21 @@ def test_splits_that_do_not_agree(write):
     assert splits["validation"].column_names == ["text"]
 
 
-def test_numbers_are_one_type_in_all_splits(write):
-    train = write("train.csv", "text,label\na,1\n")
-    scores = write("scores.csv", "text,label\nb,0.5\n")
-    splits = load_splits(Source(train_file=train, validation_file=scores, test_file=train), [TEXT, LABEL])
-    assert [rows["label"][:] for rows in splits.values()] == [[1.0], [0.5], [1.0]]
+def test_numbers_are_of_the_type_that_they_have_in_training(write):
+    whole, scores = write("whole.csv", "text,label\na,1\n"), write("scores.csv", "text,label\nb,0.5\n")
+    written = write("written.csv", "text,label\nc,1.0\n")
+    splits = load_splits(Source(train_file=scores, validation_file=whole), [TEXT, LABEL])
+    assert [rows["label"][:] for rows in splits.values()] == [[0.5], [1.0]]
     assert {str(rows.features["label"]) for rows in splits.values()} == {"Value('float64')"}
+    splits = load_splits(Source(train_file=whole, validation_file=written), [TEXT, LABEL])
+    assert [rows["label"][:] for rows in splits.values()] == [[1], [1]]
+    assert {str(rows.features["label"]) for rows in splits.values()} == {"Value('int64')"}
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(train_file=whole, test_file=scores), [TEXT, LABEL])
+    assert str(error.value) == (
+        f"--test_file {scores}, row 1: its label is a number, 0.5, and in the training rows it is an integer: "
+        "make them alike."
+    )
 
 
 def test_the_place_of_a_row(write):
@@ -604,21 +613,46 @@ def test_the_place_of_a_row_that_is_built_in():
     assert load_splits(Source(), [TEXT, LABEL], built_in=lambda: corpus).place("train", 0) == "train, row 1"
 
 
-def test_a_built_in_corpus_with_files_beside_it(write):
-    corpus = DatasetDict(
-        {
-            split: Dataset.from_dict({"module": ["m"], "text": [split], "label": ["x"]})
-            for split in ("train", "validation")
-        }
+@pytest.mark.parametrize("option", ["validation_file", "test_file"])
+def test_files_to_measure_on_do_not_make_the_built_in_corpus_ones_own(write, option):
+    path = write("some.jsonl", [{"text": "test", "label": "y"}])
+    with pytest.raises(ValueError) as error:
+        load_splits(Source(**{option: path}), [TEXT, LABEL])
+    assert str(error.value) == (
+        f"--{option} {path} is given, and no rows to learn from: give --train_file or --dataset_name, too."
     )
-    test = write("test.jsonl", [{"text": "test", "label": "y"}])
-    splits = load_splits(Source(test_file=test), [TEXT, LABEL], built_in=lambda: corpus)
-    assert list(splits) == ["train", "validation", "test"]
-    assert [rows.to_dict() for rows in splits.values()] == [
-        {"text": ["train"], "label": ["x"]},
-        {"text": ["validation"], "label": ["x"]},
-        {"text": ["test"], "label": ["y"]},
-    ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_files_in_which_a_column_is_of_another_type(write, ending):
+    """What reads several files casts those after the first."""
+    names = write(f"a.{ending}", [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg"}])
+    numbers = write(f"b.{ending}", [{"text": "c", "label": 1}, {"text": "d", "label": 0}])
+    with pytest.raises(ValueError, match=f"in {names} label is string, and in {numbers} int64: make them alike"):
+        load_splits(Source(train_file=[names, numbers]), [TEXT, LABEL])
+    more = write(f"c.{ending}", [{"text": "e", "label": 1}])
+    assert len(load_splits(Source(train_file=[numbers, more], validation_file=more), [TEXT, LABEL])["train"]) == 3
+
+
+def test_quotes_in_a_table_with_tabs_swallow_no_row(write):
+    rows = [f"text {number}\tx" for number in range(10)]
+    rows[3], rows[6] = '"so he said\ty', 'it is" he said\ty'
+    path = write("some.tsv", "text\tlabel\n" + "\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="line 5: a cell begins with a quote and goes on for 4 lines with tabs"):
+        load_splits(Source(train_file=path), [TEXT, LABEL])
+    rows[3], rows[6] = '"so\nhe said"\ty', "it is he said\ty"
+    path = write("other.tsv", "text\tlabel\n" + "\n".join(rows) + "\n")
+    splits = load_splits(Source(train_file=path, validation_file=path), [TEXT, LABEL])
+    assert len(splits["train"]) == 10 and splits["train"]["text"][3] == "so\nhe said"
+
+
+def test_a_class_of_one_row_is_learned_whatever_is_held_out(write):
+    for seed in range(30):
+        rows = [{"text": f"{seed} common {number}", "label": "common"} for number in range(5)]
+        rows += [{"text": f"{seed} rare {number}", "label": f"c{number}"} for number in range(5)]
+        splits = load_splits(Source(train_file=write(f"{seed}.jsonl", rows)), [TEXT, LABEL])
+        assert set(splits["validation"]["label"]) == {"common"}
+        assert len(splits["train"]) + len(splits["validation"]) == 10
 
 
 def test_conll_files_as_rows(write, tmp_path):

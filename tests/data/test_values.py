@@ -54,7 +54,7 @@ def test_numbers():
     assert read("-1.5e-3", "number", untyped=True) == -0.0015
     for value in ("3", None, math.nan, math.inf, True):
         assert reason(value, "number") == "not a number"
-    for cell in ("", "x", "nan", "1_000", "0x10"):
+    for cell in ("", "x", "nan", "1_000", "0x10", "9" * 400):
         assert reason(cell, "number", untyped=True) == "not a number"
 
 
@@ -85,7 +85,17 @@ def test_names_of_class_labels():
     assert reason(-1, "label", names=names) == reason(2, "label", names=names) == "not a label"
 
 
-@pytest.mark.parametrize("value", [None, math.nan, "", "  ", {"a": 1}, ["a", None], ["a", 1], [["a"]]])
+def test_a_label_stands_once_in_its_row():
+    """Marks of 0 and 1 for each label would else be the labels 0 and 1."""
+    assert reason([1, 0, 1, 0], "label", type="list int64").startswith("in which a label stands twice")
+
+
+def test_a_number_longer_than_an_integer_is_a_name():
+    (name,) = ["123456789012345678901234"]
+    assert label_reader([name, name], untyped=True).type == "string"
+
+
+@pytest.mark.parametrize("value", [None, math.nan, 2**63, "", "  ", {"a": 1}, ["a", None], ["a", 1], [["a"]]])
 def test_what_is_no_label(value):
     assert reason(value, "label") == "not a label"
     assert commonest_label_type([value], Reader("label", "label", "string")) is None

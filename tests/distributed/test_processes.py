@@ -168,16 +168,16 @@ def test_metrics_are_exact_on_any_number_of_processes_and_batch_sizes(options, t
 
 
 def read_slowly_in_one_process():
-    from hf_tfenc.training import run
+    from hf_tfenc.training import reading
 
-    load_splits = run.load_splits
+    load_splits = reading.load_splits
 
     def slowly(*arguments):
         if os.environ["RANK"] == "0":
             time.sleep(4)
         return load_splits(*arguments)
 
-    run.load_splits = slowly
+    reading.load_splits = slowly
 
 
 @pytest.mark.parametrize("seconds, ends_well", [(1, False), (60, True)])

@@ -236,3 +236,51 @@ def test_a_mask_of_booleans_or_numbers_is_the_same(bert):
     expected = bert(IDS, mask).last_hidden_state
     for other in (mask.bool(), mask.float()):
         torch.testing.assert_close(bert(IDS, other).last_hidden_state, expected)
+
+
+def test_masks_that_are_added_to_scores(bert):
+    mask = torch.zeros(2, 9).masked_fill(torch.arange(9) > 5, float("-inf"))
+    sentence = (
+        "attention_mask holds negative numbers, as masks do that are added to scores: give 1 for a token and 0 for "
+        "padding."
+    )
+    assert_refuses(sentence, bert, IDS, mask)
+
+
+def test_a_cache_of_a_decoder(bert):
+    from transformers import DynamicCache
+
+    sentence = "An encoder has no cache: give all tokens, and no past_key_values."
+    assert_refuses(sentence, bert, IDS, past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 1), (2, 9, 2, 32)])
+def test_shapes_of_embeddings(shape):
+    model = build(TfEncModel, tiny())
+    expected = (*shape[:2], model.config.hidden_size)
+    sentence = f"inputs_embeds has shape {shape}; (batch, length, hidden) = {expected} is expected."
+    assert_refuses(sentence, model, inputs_embeds=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("bounds", [[], [0]])
+def test_bounds_of_nothing(bert, bounds):
+    sentence = "cu_seq_lens_q has one number or none; it says where each sequence begins, and the end."
+    assert_refuses(sentence, bert, IDS[:1], cu_seq_lens_q=torch.tensor(bounds, dtype=torch.int32))
+
+
+def test_several_labels_are_zeros_and_ones():
+    model = build(TfEncForSequenceClassification, tiny(num_labels=3, problem_type="multi_label_classification"))
+    labels = torch.tensor([[1.0, 0.0, -100.0], [1.0, -1.0, 0.0]])
+    sentence = "labels holds -1.0 at [1, 1], outside 0 to 1: give 0 or 1, or -100 to leave out."
+    assert_refuses(sentence, model, IDS, labels=labels)
+    assert model(IDS, labels=labels.abs().clamp(max=1)).loss > 0
+
+
+def test_a_loss_in_parts_has_no_second_derivative():
+    """It would be wrong, for the gradient of its logits is not part of the graph."""
+    model = build(TfEncForMaskedLM, tiny("modern", sparse_prediction=True)).train()
+    embeds = torch.randn(2, 9, model.config.hidden_size, requires_grad=True)
+    loss = model(inputs_embeds=embeds, labels=IDS).loss
+    with pytest.raises(RuntimeError, match="has no second derivative: leave sparse_prediction"):
+        torch.autograd.grad(loss, embeds, create_graph=True)
+    torch.autograd.grad(model(inputs_embeds=embeds, labels=IDS).loss, embeds)

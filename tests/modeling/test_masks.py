@@ -170,3 +170,14 @@ def test_without_dropout_training_mode_changes_nothing(corner):
     ids = token_ids(2, 12)
     before = model(ids).last_hidden_state
     torch.testing.assert_close(model.train()(ids).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("values", [torch.tensor([2, 1, 3, 0, 0]), torch.tensor([0.5, 0.25, 1, 0, 0])])
+def test_what_is_not_zero_in_a_mask_is_a_token(attention, pooling, values):
+    model = build(TfEncModel, tiny("modern", pooling=pooling), attention)
+    ids, other = token_ids(2, 5), torch.tensor([1, 1, 1, 1, 0]).to(values.dtype)
+    found, expected = (model(ids, torch.stack([mask, other])) for mask in (values, (values != 0).to(values.dtype)))
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=0)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=0)

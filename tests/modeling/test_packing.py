@@ -201,3 +201,12 @@ def test_packed_equals_separate_with_flex_attention_compiled(corner, is_causal):
         packed = model(torch.cat(apart, dim=1), position_ids=restarting(*LENGTHS)).last_hidden_state[0]
         separate = torch.cat([model(ids).last_hidden_state[0] for ids in apart])
     torch.testing.assert_close(packed, separate)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+def test_positions_that_jump_ahead_are_one_sequence(attention):
+    model = build(TfEncModel, tiny("modern"), attention)
+    ids, positions = token_ids(1, 8), torch.tensor([[0, 1, 2, 3, 20, 21, 22, 23]])
+    found, expected = (model(ids, mask, position_ids=positions) for mask in (None, torch.ones_like(ids)))
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)

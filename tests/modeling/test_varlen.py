@@ -94,7 +94,20 @@ def test_where_there_is_nothing_to_leave_out(mask):
     output, expected = (
         build(TfEncModel, tiny("modern"), attention)(ids, mask).last_hidden_state for attention in ("varlen", "sdpa")
     )
-    assert torch.equal(output, expected)
+    assert torch.equal(output, expected if mask is None else expected * mask[..., None])
+
+
+@pytest.mark.parametrize("corner", ["classic", "modern"])
+def test_a_row_without_a_token_does_not_depend_on_the_others(corner):
+    """Nor on what else is asked for: hidden states have the shape of the input, and padding stays in them."""
+    model, ids = build(TfEncModel, tiny(corner, pooling="cls"), "varlen"), token_ids(3, 6)
+    empty, full, gapped = torch.tensor([[0] * 6, [1] * 6, [1, 0, 1, 1, 0, 0]])
+    for masks in ([empty], [empty, full], [empty, gapped], [empty, full, gapped]):
+        mask = torch.stack(masks)
+        for options in ({}, {"output_hidden_states": True}):
+            output = model(ids[: len(mask)], mask, **options)
+            assert not output.pooler_output[0].any()
+            assert not output.last_hidden_state[mask == 0].any() and output.last_hidden_state.isfinite().all()
 
 
 def test_hidden_states_have_the_shape_of_the_input():
@@ -164,3 +177,13 @@ def test_what_the_kernel_is_told(corner, form, causal, monkeypatch):
     # Rows that are whole and have no window are sdpa's.
     assert len(calls) == (windows if form == "whole rows" else config.num_hidden_layers)
     assert sum(window != (-1, 0 if causal else -1) for window in calls) == windows
+
+
+def test_an_encoder_of_fewer_layers():
+    """As students of distillation are made: some layers of a model, each as what it was."""
+    model, mask = build(TfEncModel, tiny("modern", num_hidden_layers=4), "varlen"), padding_mask(*LENGTHS)
+    ids = token_ids(*mask.shape)
+    del model.layers[1:3]
+    output = model(ids, mask).last_hidden_state
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(output[mask > 0], model(ids, mask).last_hidden_state[mask > 0])

@@ -27,7 +27,8 @@ from hf_tfenc.data.sources import Column, Source, load_splits
 from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
-from hf_tfenc.training.run import Texts, main, run
+from hf_tfenc.training.reading import Texts
+from hf_tfenc.training.run import main, run
 from hf_tfenc.training.trainer import training_step
 
 TRAIN = Path(__file__).parents[2] / "train.py"
