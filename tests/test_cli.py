@@ -120,6 +120,14 @@ def test_the_folder_is_named_after_the_data_and_keeps_that_of_others(model, rows
     assert (model / "eval-some.rows" / "metrics.json").read_text() == before
 
 
+def test_a_run_keeps_its_own_metrics(model, rows, tmp_path):
+    (model / "train_config.yaml").write_text("task: sequence-classification")
+    (model / "metrics.json").write_text("{}")
+    said = refusal(model, "--test_file", rows, "--output_dir", model)
+    assert f"--output_dir {model} holds a run with metrics of its own: choose another folder" in said
+    assert (model / "metrics.json").read_text() == "{}"
+
+
 def test_rows_have_the_numbers_of_their_file(model, rows):
     good = rows.read_text().splitlines()
     rows.write_text("\n".join([good[0], '{"text":', "", '{"text": " ", "label": "cat"}', *good[1:]]))

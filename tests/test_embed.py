@@ -207,7 +207,20 @@ def change_the_configuration(folder):
     (folder / "config.json").write_text(json.dumps(config | {"is_causal": True}))
 
 
-@pytest.mark.parametrize("change", [change_the_tokenizer, change_the_configuration])
+def change_where_texts_are_cut(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"truncation_side": "left"}))
+
+
+def change_the_length_of_vectors(folder):
+    config = {"model_type": "SentenceTransformer", "truncate_dim": 8, "prompts": {}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
+
+
+CHANGES = [change_the_tokenizer, change_the_configuration, change_where_texts_are_cut, change_the_length_of_vectors]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_another_model_is_known_by_more_than_its_weights(model, tmp_path, change):
     folder = tmp_path / "model"
     shutil.copytree(model, folder)

@@ -268,6 +268,10 @@ class Embedding(Task):
         _, candidates, _ = questions(self._keys(evaluation))
         return math.log(len(candidates))
 
+    def step_baseline(self, baseline_loss: float, rows: int) -> float:
+        """Of pairs: all candidates of the step alike, which are fewer than those of the evaluation."""
+        return baseline_loss if self.scored else math.log(rows * (len(self.token_columns) - 1))
+
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """What TF-IDF reaches, on the same tokens: how rare they are is counted in the training rows."""
         train = train.select(range(min(len(train), BASELINE_ROWS)))

@@ -172,6 +172,10 @@ class Task(ABC):
     def baseline_loss(self, train: Dataset, evaluation: Dataset) -> float:
         """The loss of a model that only counts, known before the first step."""
 
+    def step_baseline(self, baseline_loss: float, rows: int) -> float:
+        """The same in a training step of so many rows, where a loss depends on their number."""
+        return baseline_loss
+
     @abstractmethod
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """Metrics of such models, to stand beside the trained one's."""

@@ -49,6 +49,10 @@ EVALUATION_OPTIONS = (
     *AS_TRAINED, "test_file", "dataset_name", "dataset_config_name", "dataset_revision", "skip_bad_rows",
     "max_eval_samples", "per_device_eval_batch_size", "attn_implementation", "cpu_threads", "ddp_timeout", "output_dir",
 )  # fmt: skip
+EVALUATION_HELP = {
+    "test_file": "what to measure on: a file, a folder, a pattern, or a list of these",
+    "output_dir": "where metrics and predictions are written; MODEL/eval-NAME, by the name of the data, if not given",
+}
 LANGUAGE = "[a-z]{2,3}|code|multilingual"  # ISO 639, and what the Hub has besides
 REPORTS = ("none", "tensorboard", "trackio", "wandb")
 # Options of one call alone: a second run from the written file must not do the same once more.
@@ -181,7 +185,7 @@ class RunArguments:
     resume_from_checkpoint: str = option(
         "auto", "auto goes on from the newest whole checkpoint of output_dir; none, or the path of one"
     )
-    dry_run: bool = option(False, "say what the run will be, after ten steps of it, and leave nothing behind")
+    dry_run: bool = option(False, "say what the run will be, after ten steps of it, and write no output folder")
     resume_with_changes: bool = option(False, "go on from a checkpoint though data, model or options have changed")
     max_skipped_steps: int = option(20, "steps in a row skipped for a loss or gradient that is not finite, then stop")
     load_best_model_at_end: bool = option(True, "keep the best model, and not the last one")
@@ -428,7 +432,11 @@ def parse_evaluation(argv: list[str], trained: Callable[[str], dict[str, Any]]) 
     for action in parser._actions:
         if action.dest not in (*EVALUATION_OPTIONS, "help"):
             action.help = argparse.SUPPRESS
+        action.help = EVALUATION_HELP.get(action.dest, action.help)
     if "--help" in argv or "-h" in argv:
+        for action in parser._actions:
+            if action.dest in AS_TRAINED:
+                action.help, action.default = f"{action.help}; as in training, if not given", argparse.SUPPRESS
         parser.parse_args(["--help"])
     if not argv or argv[0].startswith("-"):
         raise OptionError(f"The model comes first, a folder or a Hub id: {usage}.")

@@ -58,7 +58,7 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
         f"{1 / token_seconds:,.0f} tokens/s in training",
         f"memory: {memory / 2**30:.2f} GiB of {'the device' if on_cuda(accelerator) else 'RAM'} at the peak"
         + " in the process that needs most" * (accelerator.num_processes > 1),
-        "A dry run leaves nothing behind; the same command without --dry_run begins the run.",
+        "A dry run writes no output folder; the same command without --dry_run begins the run.",
     ]
 
 

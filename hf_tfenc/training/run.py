@@ -163,8 +163,12 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
     """Train to the end, from the beginning or from a checkpoint."""
     accelerator, step = trainer.accelerator, trainer.progress.global_step
     epoch = "on a stream" if trainer.steps_per_epoch is None else f"{trainer.steps_per_epoch:,} an epoch"
+    args = trainer.args
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    of_step = trainer.task.step_baseline(baseline_loss, rows)
+    other = f", and of {of_step:.3f} in a training step" if of_step != baseline_loss else ""
     accelerator.print(
-        f"{trainer.total_steps:,} steps, {epoch}; a model that only counts has a loss of {baseline_loss:.3f}"
+        f"{trainer.total_steps:,} steps, {epoch}; a model that only counts has a loss of {baseline_loss:.3f}{other}"
     )
     if start.checkpoint is not None:
         trainer.restore(start.checkpoint, start.state)
@@ -174,7 +178,7 @@ def train(trainer: Trainer, output: OutputFolder, baseline_loss: float, start: S
 
     def open_monitor() -> None:
         tracker = open_tracker(trainer.args, output.path, step) if is_main else None
-        opened.append(Monitor(log_file, trainer.total_steps, baseline_loss, is_main, step, log_bytes, tracker))
+        opened.append(Monitor(log_file, trainer.total_steps, of_step, is_main, step, log_bytes, tracker))
 
     together(open_monitor)
     (monitor,) = opened

@@ -292,3 +292,10 @@ def test_pooling_reads_the_first_token_or_the_mean_of_tokens(pooling, left):
     for row in range(2):
         tokens = output.last_hidden_state[row, mask[row].bool()]
         torch.testing.assert_close(output.pooler_output[row], tokens[0] if pooling == "cls" else tokens.mean(0))
+
+
+def test_trainer_shifts_the_labels_of_a_causal_model_as_it_smooths_them():
+    """It goes by the name of the class."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert "TfEncForCausalLM" in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

@@ -31,6 +31,13 @@ def accelerator(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_chance_in_a_step_is_over_the_candidates_of_the_step(encoded_task):
+    task, _ = encoded_task("triplets")
+    assert task.step_baseline(9.0, 16) == pytest.approx(np.log(32))
+    task, _ = encoded_task("scored")
+    assert task.step_baseline(0.5, 16) == 0.5
+
+
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -45,6 +52,14 @@ def test_a_batch_holds_the_first_texts_then_the_second(encoded_task):
             assert batch["keys"][row, place] == text_key(np.array(ids))
     assert batch["row"].tolist() == [3, 5] and batch["real"].tolist() == [1, 1]
     assert rows["train"]["length"][3] == sum(len(rows["train"][3][part]) for part in task.token_columns)
+
+
+def test_what_is_too_long_is_cut_off_and_counted(encoded_task, caplog):
+    rows = DatasetDict(train=Dataset.from_dict({"anchor": ["cat", "dog"], "positive": ["a fox " * 50, "b"]}))
+    rows["validation"] = rows["train"]
+    with caplog.at_level("INFO", logger="hf_tfenc"):
+        encoded_task("pairs", rows)
+    assert "train: 1 of 2 rows fill --max_seq_length 32 tokens; what is longer is cut off." in caplog.text
 
 
 def test_scores_are_scaled_by_those_of_the_training_split(encoded_task):

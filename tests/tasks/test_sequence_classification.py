@@ -40,6 +40,18 @@ def test_the_option_says_otherwise(encoded_task):
     assert rows["train"]["labels"][:] == [1, 0] and task.config_options["id2label"] == {0: "0", 1: "1"}
 
 
+def test_whole_numbers_that_are_written_as_fractions_are_asked_about(encoded_task):
+    """So a table writes classes of which one is missing."""
+    labels = [1.0, 0.0, 1.0, 0.0, 2.0, 1.0, 0.0]
+    said = (
+        "the label 1.0 is, as all training labels, a whole number written as a fraction: give --problem_type single_la"
+    )
+    with pytest.raises(ValueError, match=said):
+        encoded_task("single", both(text=list("abcdefg"), label=labels))
+    task, _ = encoded_task("single", both(text=list("abcdefg"), label=labels), problem_type=REGRESSION)
+    assert make_model(task).config.num_labels == 1
+
+
 @pytest.mark.parametrize(
     ("labels", "problem", "said"),
     [
@@ -61,6 +73,17 @@ def test_an_unknown_label_names_the_row(encoded_task):
     )
     with pytest.raises(ValueError, match=r"^validation, row 2: the label 'new' is none of those"):
         encoded_task("single", rows)
+
+
+def test_labels_that_a_limit_has_left_out_are_laid_to_it(encoded_task):
+    rows = DatasetDict(
+        train=Dataset.from_dict({"text": ["x", "y"], "label": ["a", "b"]}),
+        validation=Dataset.from_dict({"text": ["x", "y"], "label": ["a", "new"]}),
+    )
+    with pytest.raises(
+        ValueError, match=r"'new' is none of .*: --max_train_samples 2 takes the first training rows alone"
+    ):
+        encoded_task("single", rows, max_train_samples=2)
 
 
 def test_names_are_kept_and_taken_up_again(encoded_task):

@@ -1,4 +1,4 @@
-"""A dry run: what it says is what the run then is, and it leaves nothing behind."""
+"""A dry run: what it says is what the run then is, and it writes no output folder."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_it_leaves_a_folder_as_it_is(tiny, train_file, tmp_path, capsys):
     before = files(tmp_path / "out")
     assert run(tiny(dry_run=True, **options)) == {} and files(tmp_path / "out") == before
     main([*(f"--{name}={value}" for name, value in flat(tiny(**options)).items()), "--dry_run"])
-    assert files(tmp_path / "out") == before and "A dry run leaves nothing behind" in capsys.readouterr().out
+    assert files(tmp_path / "out") == before and "A dry run writes no output folder" in capsys.readouterr().out
     assert "dry_run" not in (tmp_path / "out" / "train_config.yaml").read_text()
 
 

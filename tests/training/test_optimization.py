@@ -123,6 +123,14 @@ def test_every_parameter_is_in_one_group_and_frozen_ones_in_none(model, options,
     assert len(held) == len(trained) and set(map(id, held)) == set(map(id, trained))
 
 
+def test_a_step_is_skipped_on_the_device_where_adamw_is_fused_alone(model, options, monkeypatch):
+    assert skip_unless(torch.tensor(True), OPTIMIZERS["muon"](model, options()), Accelerator(cpu=True))
+    monkeypatch.setattr("hf_tfenc.training.optimization.FUSED_DEVICES", set())
+    optimizer = OPTIMIZERS["muon"](model, options())
+    assert not skip_unless(torch.tensor(True), optimizer, Accelerator(cpu=True))
+    steps(model, optimizer, 1)
+
+
 def test_muon_takes_the_matrices_of_the_layers(model, options):
     optimizer = OPTIMIZERS["muon"](model, options())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
