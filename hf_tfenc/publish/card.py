@@ -198,7 +198,7 @@ def card_text(
         datasets=hub_id(args.dataset_name),
         base_model=hub_id(args.model_name_or_path),
         tags=["hf_tfenc", "tfenc"] + ["sentence-transformers"] * (args.task == "embedding"),
-        widget=metrics.get("widget"),
+        widget=metrics.get("widget") or None,
         model_name=Path(where).name,
         eval_results=eval_results(args, metrics),
     )

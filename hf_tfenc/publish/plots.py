@@ -113,6 +113,7 @@ def plot_similarity(labels: Sequence[str], matrix: ArrayLike, picture: Path) -> 
 
 # What a task may have drawn of it, by the kind of its picture.
 PLOTS = {"confusion": plot_confusion, "similarity": plot_similarity}
+QUOTING = {"similarity"}  # those that show texts
 
 
 def plot_positions(table: ArrayLike, picture: Path) -> None:

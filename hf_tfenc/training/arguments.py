@@ -210,6 +210,9 @@ class RunArguments:
     hub_private_repo: bool = option(
         True, "upload to a private repository and to no other; turned off, a new one is public"
     )
+    quote_examples: bool = option(
+        True, "show held-out texts in card, metrics.json and pictures; turn it off where they are not for others"
+    )
     license: str | None = option(None, "of the model, for its card: apache-2.0, mit, …")
     language: list[str] | None = option(None, "of the text, for the card: en, de, …")
 

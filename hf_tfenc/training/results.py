@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data.collators import numpy_column
 from ..data.stdlib_corpus import corpus_info
 from ..publish.card import data_card, test_name, write_card
-from ..publish.plots import PLOTS, plot_loss
+from ..publish.plots import PLOTS, QUOTING, plot_loss
 from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Measurement, Task
 from .arguments import Arguments
@@ -49,10 +49,13 @@ def finish(
     metrics |= {"parameters": model.num_parameters(), "train_tokens": counts["train"]["tokens"], "data": counts}
     metrics |= {"hf_tfenc_task": args.task, "python_version": platform.python_version()}
     model.eval()
-    metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, evaluation)
-    metrics |= {"widget": task.widget(evaluation), "data_card": data_card(args), "date": str(date.today())}
+    quoted = args.quote_examples
+    metrics["summary"], metrics["examples"] = task.summary(metrics), task.examples(model, evaluation) if quoted else []
+    metrics |= {"widget": task.widget(evaluation) if quoted else [], "data_card": data_card(args)}
+    metrics["date"] = str(date.today())
     plot_loss(folder / LOG_FILE, metrics["baseline_loss"], folder / "loss.png")
-    if picture := task.picture(model, evaluation, measured):
+    picture = task.picture(model, evaluation, measured)
+    if picture and (quoted or picture.kind not in QUOTING):
         PLOTS[picture.kind](picture.names, picture.numbers, folder / f"{picture.kind}.png")
     write_modules(model, folder)
     write_card(folder, args, model.config, metrics)

@@ -29,7 +29,7 @@ FREE_OPTIONS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "eval_steps", "save_steps",
     "save_total_limit", "logging_steps", "load_best_model_at_end", "max_skipped_steps", "dataloader_num_workers",
     "per_device_eval_batch_size", "cpu_threads", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "license", "language",
-    "report_to", "ddp_timeout",
+    "report_to", "ddp_timeout", "quote_examples",
 }  # fmt: skip
 # Options whose outcome is compared itself, as rows and tokenizer: data may move.
 COMPARED_OPTIONS = {
@@ -120,7 +120,7 @@ def _refuse_to_remove_sources(args: Arguments, folder: Path) -> None:
 def _refuse_another_run(args: Arguments, folder: Path) -> None:
     then = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name, (before, now) in differing_options(then, yaml.safe_load(args.to_yaml())).items():
-        if name not in FREE_OPTIONS - {"load_best_model_at_end"}:
+        if name not in FREE_OPTIONS - {"load_best_model_at_end", "quote_examples"}:
             go_on = ", or go on with it from one of its checkpoints with --resume_from_checkpoint PATH --resume_with_changes"
             raise OptionError(
                 f"--output_dir {folder} holds a finished run with {name} {before}, not {now}: choose another folder, or "

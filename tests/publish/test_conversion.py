@@ -214,7 +214,9 @@ def test_torchs_encoder_comes_here_and_goes_back_unchanged(tmp_path, tokenizer, 
 )
 def test_what_torchs_encoder_cannot_is_refused_by_name(tmp_path, options):
     make_ours(tmp_path / "ours", "classic-tiny", "Model", **options)
-    with pytest.raises(ValueError, match=rf"^torch.nn.TransformerEncoder has .*{next(iter(options))}.* stays here\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^torch.nn.TransformerEncoder has .*{next(iter(options))}.* leave it as it is\.$"
+    ):
         convert(str(tmp_path / "ours"), tmp_path / "out", "torch")
     assert not (tmp_path / "out").exists()
 
@@ -230,7 +232,9 @@ def test_sinusoids_become_a_learned_table_where_the_rest_fits(tmp_path):
     assert largest_difference(report) < 1e-5
     assert report[0].startswith("In training alone, dropout differs: mlp_dropout 0.1 here and 0.0 there.")
     make_ours(tmp_path / "textbook", "classic-tiny")
-    with pytest.raises(ValueError, match=r"BERT has embedding_scale 1\.0 and this model 4\.0; it stays here"):
+    with pytest.raises(
+        ValueError, match=r"BERT has embedding_scale 1\.0 and this model 4\.0; convert it to another one"
+    ):
         convert(str(tmp_path / "textbook"), tmp_path / "out", "bert")
 
 

@@ -252,7 +252,10 @@ def test_a_bert_that_decodes_is_refused(option):
     ids=lambda options: next(iter(options)),
 )
 def test_what_bert_cannot_is_refused_by_name(options):
-    with pytest.raises(ValueError, match=rf"^BERT has {next(iter(options))} .* and this model .*; it stays here\.$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^BERT has {next(iter(options))} .* and this model .*; convert it to another one, or leave it as it is\.$",
+    ):
         to_bert_config(preset_config("bert-tiny", **SIZE | options))
 
 
@@ -276,6 +279,7 @@ def test_what_bert_cannot_is_refused_by_name(options):
 )
 def test_what_modernbert_cannot_is_refused_by_name(options):
     with pytest.raises(
-        ValueError, match=rf"^ModernBERT has {next(iter(options))} .* and this model .*; it stays here\.$"
+        ValueError,
+        match=rf"^ModernBERT has {next(iter(options))} .* and this model .*; convert it to another one, or leave it as it is\.$",
     ):
         to_modernbert_config(preset_config("modern-tiny", **SIZE | options))

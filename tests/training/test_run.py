@@ -113,6 +113,24 @@ def test_the_model_in_the_folder_fills_masks(finished):
     assert len(answers) == 3 and all(0 < answer["score"] < 1 for answer in answers)
 
 
+@pytest.mark.parametrize("task", ["mlm", "embedding"])
+def test_texts_that_are_not_for_others_are_quoted_nowhere(tiny, tmp_path, capsys, task):
+    """But for the words in the tokenizer, which was trained on them."""
+    rows = [{"text": f"patient mrs Quintessa{n} of ward seven", "positive": f"has fever {n}"} for n in range(60)]
+    path = tmp_path / "notes.jsonl"
+    path.write_text("\n".join(json.dumps(row if task == "embedding" else {"text": row["text"]}) for row in rows))
+    options = {"task": task, "train_file": [str(path)], "max_steps": 2, "eval_steps": 2}
+    for quoting in (True, False):
+        args = tiny(quote_examples=quoting, output_dir=str(tmp_path / str(quoting)), **options)
+        run(args)
+        written = [p for p in (tmp_path / str(quoting)).rglob("*") if p.suffix in (".md", ".json", ".jsonl", ".yaml")]
+        written = [path for path in written if "tokenizer" not in path.name]
+        quoted = {path.name for path in written if "Quintessa" in path.read_text()}
+        assert {"README.md", "metrics.json"} <= quoted if quoting else not quoted
+        assert quoting or "Quintessa" not in capsys.readouterr().out
+        assert (tmp_path / str(quoting) / "similarity.png").exists() == (quoting and task == "embedding")
+
+
 def test_written_options_run_again_as_they_are(finished, tmp_path, capsys, monkeypatch):
     args, metrics = finished
     config = tmp_path / "again.yaml"
