@@ -123,11 +123,12 @@ def test_texts_that_are_not_for_others_are_quoted_nowhere(tiny, tmp_path, capsys
     for quoting in (True, False):
         args = tiny(quote_examples=quoting, output_dir=str(tmp_path / str(quoting)), **options)
         run(args)
+        said = capsys.readouterr().out
         written = [p for p in (tmp_path / str(quoting)).rglob("*") if p.suffix in (".md", ".json", ".jsonl", ".yaml")]
         written = [path for path in written if "tokenizer" not in path.name]
         quoted = {path.name for path in written if "Quintessa" in path.read_text()}
         assert {"README.md", "metrics.json"} <= quoted if quoting else not quoted
-        assert quoting or "Quintessa" not in capsys.readouterr().out
+        assert quoting or "Quintessa" not in said
         assert (tmp_path / str(quoting) / "similarity.png").exists() == (quoting and task == "embedding")
 
 
