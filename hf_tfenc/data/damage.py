@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _rows_of(path: Path, kind: str, sample_by: str) -> Iterator[dict[str, Any] |
             if piece.strip():
                 yield json.loads(piece.decode("utf-8-sig"))
         else:
-            lines = piece.decode("utf-8-sig").splitlines(keepends=True)
+            lines = StringIO(piece.decode("utf-8-sig"), newline="")  # which knows no line ends but those of a table
             cells = next(csv.reader(lines, delimiter="\t" if kind == "tsv" else ","), [])
             if cells and names:
                 yield dict(zip(names, cells, strict=False))

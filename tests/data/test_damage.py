@@ -91,13 +91,15 @@ def test_lines_may_end_with_a_carriage_return(write):
         ("a.csv", b'text,n\na,1\ncaf\xe9,2\nHello, world,3\n"b",4\n'),
         ("a.tsv", b"n\ttext\n1\ta\n2\tcaf\xe9\n3\tb\n"),
         ("a.txt", b"a\ncaf\xe9\n\nb\n"),
+        ("a.csv", 'n,text\n1,a\n2,"b\u2028of\x0ctwo\nlines"\ncaf'.encode() + b"\xe9,c\n"),
     ],
 )
 def test_a_stream_leaves_them_out_too(write, name, content, caplog):
     path = write(name, content)
     source = Source(train_file=path, validation_file=write("v.txt", "held out\n"), skip_bad_rows=True, **by_line(name))
     stream, _ = load_stream(source, [TEXT])
-    assert [text for _, text in stream.read()] == ["a", "b"]
+    first, second = (text for _, text in stream.read())
+    assert first == "a" and second in ("b", "b\u2028of\x0ctwo\nlines")
     assert "rows of the stream are bad and left out" in caplog.text
     with pytest.raises(ValueError, match=r"not UTF-8|not JSON"):
         list(load_stream(replace(source, skip_bad_rows=False), [TEXT])[0].read())
