@@ -66,8 +66,6 @@ def evaluate(args: Arguments) -> dict[str, Any]:
         source, rows = splits["test"], task.encode_placed(splits)["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
-    if (folder / CONFIG_FILE).exists():
-        raise OptionError(f"--output_dir {folder} holds a run with metrics of its own: choose another folder.")
     say(f"{len(source):,} rows, {numpy_column(rows, 'length').sum():,} tokens")
 
     started = time.monotonic()
@@ -138,15 +136,19 @@ def output_folder(args: Arguments) -> Path:
     """The folder given, or one beside the model's own files that is named after the data.
 
     Raises:
-        OptionError: that one holds the metrics of other data of this name.
+        OptionError: it holds a run, or that one the metrics of other data of this name.
     """
     if args.output_dir:
-        return Path(args.output_dir)
-    name = re.sub(r"[^\w.-]+", "-", uncompressed_name(Path(measured_data(args)[0])).stem).strip("-.") or "data"
+        folder = Path(args.output_dir)
+        if (folder / CONFIG_FILE).exists():
+            raise OptionError(f"--output_dir {folder} holds a run with metrics of its own: choose another folder.")
+        return folder
+    data = measured_data(args)
+    name = re.sub(r"[^\w.-]+", "-", uncompressed_name(Path(data[0])).stem).strip("-.") or "data"
     model = Path(str(args.model_name_or_path))
     folder = (model if model.is_dir() else Path("outputs") / model.name) / f"eval-{name}"
     if (folder / METRICS_FILE).exists():
-        before = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("data", measured_data(args))
-        if before != measured_data(args):
+        before = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("data", data)
+        if before != data:
             raise OptionError(f"{folder} holds the metrics of {', '.join(before)}: give another --output_dir.")
     return folder

@@ -280,11 +280,8 @@ class Files:
         """As `types`, of JSON by its first rows alone."""
         if self.forgiving and (rows := rows_of(self.files[0], self.kind, self.sample_by)):
             whole = list(islice(filter(None, rows), STREAM_ROWS))
-            return (
-                {name: "string" if any(isinstance(row.get(name), str) for row in whole) else "" for name in whole[0]}
-                if whole
-                else {}
-            )
+            names = whole[0] if whole else {}
+            return {name: "string" if any(isinstance(row.get(name), str) for row in whole) else "" for name in names}
         if self.kind != "json":
             return self.types()
         with self._reading():

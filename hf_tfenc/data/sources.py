@@ -288,7 +288,7 @@ def _agree(splits: DatasetDict, origins: dict[str, Origin]) -> None:
                 continue
             unlike = feature not in numbers or train not in numbers
             if not unlike and train == Value("int64"):
-                fractions = np.mod(splits[split].with_format("numpy")[name][:], 1) != 0
+                fractions = np.mod(numpy_column(splits[split], name), 1) != 0
                 unlike, row = bool(fractions.any()), int(fractions.argmax())
             if unlike:
                 found = splits[split][row]

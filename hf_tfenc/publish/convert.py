@@ -207,12 +207,13 @@ MODERNBERT_CORNER: dict[str, Any] = {
 }
 
 
+INSTEAD = "convert it to another one, or leave it as it is."
+
+
 def _refuse_outside(config: TfEncConfig, corner: dict[str, Any], family: str) -> None:
     for name, value in corner.items():
         if getattr(config, name) != value:
-            raise ValueError(
-                f"{family} has {name} {value!r} and this model {getattr(config, name)!r}; convert it to another one, or leave it as it is."
-            )
+            raise ValueError(f"{family} has {name} {value!r} and this model {getattr(config, name)!r}; {INSTEAD}")
 
 
 def _copied(source: PreTrainedConfig, names: tuple[str, ...] | list[str]) -> dict[str, Any]:
@@ -242,9 +243,7 @@ def to_bert_config(config: TfEncConfig) -> BertConfig:
     """The BERT that computes what this model computes. Raises ValueError, naming the option, where none does."""
     _refuse_outside(config, BERT_CORNER | {"classifier_activation": config.hidden_act}, "BERT")
     if config.type_vocab_size < 1:
-        raise ValueError(
-            "BERT has type_vocab_size of at least 1 and this model 0; convert it to another one, or leave it as it is."
-        )
+        raise ValueError(f"BERT has type_vocab_size of at least 1 and this model 0; {INSTEAD}")
     return BertConfig(
         **_copied(config, (*SHARED, *LABELS)),
         type_vocab_size=config.type_vocab_size,
@@ -301,9 +300,7 @@ def to_modernbert_config(config: TfEncConfig) -> ModernBertConfig:
     """The ModernBERT that computes what this model computes. Raises ValueError, naming the option, where none does."""
     _refuse_outside(config, MODERNBERT_CORNER, "ModernBERT")
     if config.pooling == "none":
-        raise ValueError(
-            "ModernBERT has pooling cls or mean and this model none; convert it to another one, or leave it as it is."
-        )
+        raise ValueError(f"ModernBERT has pooling cls or mean and this model none; {INSTEAD}")
     window = {} if config.sliding_window is None else {"local_attention": 2 * config.sliding_window}
     modern = ModernBertConfig(
         **_copied(config, MODERNBERT_SHARED),
@@ -352,18 +349,15 @@ def to_torch_arguments(config: TfEncConfig) -> dict[str, Any]:
     family = "torch.nn.TransformerEncoder"
     _refuse_outside(config, TORCH_CORNER, family)
     if config.position_embedding_type == "rotary":
-        raise ValueError(
-            f"{family} has no position_embedding_type 'rotary' inside its layers; convert it to another one, or leave it as it is."
-        )
+        raise ValueError(f"{family} has no position_embedding_type 'rotary' inside its layers; {INSTEAD}")
     if config.hidden_act not in TORCH_ACTIVATIONS:
         raise ValueError(
-            f"{family} has hidden_act {' or '.join(TORCH_ACTIVATIONS)} and this model {config.hidden_act!r}; "
-            "convert it to another one, or leave it as it is."
+            f"{family} has hidden_act {' or '.join(TORCH_ACTIVATIONS)} and this model {config.hidden_act!r}; {INSTEAD}"
         )
     if len({config.attention_bias, config.mlp_bias, config.norm_bias}) > 1:
         raise ValueError(
             f"{family} has attention_bias, mlp_bias and norm_bias all alike and this model "
-            f"{config.attention_bias}, {config.mlp_bias} and {config.norm_bias}; convert it to another one, or leave it as it is."
+            f"{config.attention_bias}, {config.mlp_bias} and {config.norm_bias}; {INSTEAD}"
         )
     return {
         "d_model": config.hidden_size,
