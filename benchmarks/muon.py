@@ -56,7 +56,7 @@ def main() -> None:
         for optimizer in optimizers:
             optimizer.step()
         for one, other, first in zip(theirs, ours, before, strict=True):
-            assert (one - other).norm() <= 0.02 * (one - first).norm()
+            assert (one - other).norm() <= 0.05 * (one - first).norm()
         rounds = [[seconds(optimizer, device) for optimizer in optimizers] for _ in range(asked.rounds)]
         one, other = (1000 * statistics.median(times) for times in zip(*rounds, strict=True))
         lines.append(f"| modern-{size} | {len(ours)} | {one:.1f} | {other:.1f} | {one / other:.2f} × |")

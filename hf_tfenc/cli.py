@@ -147,6 +147,9 @@ def embed(
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="vectors of length 1")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16")] = False,
+    torch_compile: Annotated[
+        bool, typer.Option("--torch_compile", help="compile the layers; pays for many texts, on a GPU")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
     """Write a vector for each row of a file.
@@ -162,7 +165,7 @@ def embed(
     def work() -> None:
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # a head that vectors do not need is no news
-        encoding = Encoding(batch_size, max_seq_length, normalize, bf16)
+        encoding = Encoding(batch_size, max_seq_length, normalize, bf16, torch_compile)
         typer.echo(embed(file, out, model_name_or_path, text_column, sample_by, encoding, overwrite))
 
     ending_well(work)

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
 from .data.files import Files, SampleBy, find_files
@@ -36,12 +37,14 @@ class Encoding(NamedTuple):
 
     batch_size: texts at once; if not given, as many as keep the device busy.
     max_seq_length: tokens of a text that are read; the model's own limit if not given.
+    torch_compile: compile the layers, for texts of any length; on a GPU alone.
     """
 
     batch_size: int | None = None
     max_seq_length: int | None = None
     normalize: bool = False
     bf16: bool = False
+    torch_compile: bool = False
 
 
 def embed(
@@ -144,6 +147,14 @@ def load_model(name_or_path: str, encoding: Encoding) -> Any:
     model = SentenceTransformer(name_or_path, model_kwargs={"dtype": dtype})
     if encoding.max_seq_length is not None:
         model.max_seq_length = encoding.max_seq_length
+    if encoding.torch_compile:
+        if model.device.type == "cpu":
+            raise ValueError("--torch_compile is for a GPU, and the model is on a CPU: leave it out.")
+        # A graph for each of 3 kinds of layers, times 5 of batches: padded or not, of one text or more, of one token.
+        torch.compiler.config.recompile_limit = 32
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):  # as transformers marks a layer, of ours or another's
+                module.compile(dynamic=True)
     return model
 
 

@@ -162,6 +162,11 @@ def test_what_is_there_is_replaced_only_when_asked(model, file, tmp_path):
         ({"text_column": "body"}, r"has no column 'body': give --text_column one of id \(.*\), text \(.*\)\.$"),
         ({"sample_by": "paragraph"}, r"--sample_by paragraph is for plain text, and FILE .* is none: leave it out\.$"),
         ({"model_name_or_path": "no/such/folder"}, r"no/such/folder: there is no such folder, check the path\.$"),
+        pytest.param(
+            {"encoding": embed.Encoding(torch_compile=True)},
+            r"^--torch_compile is for a GPU, and the model is on a CPU: leave it out\.$",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_mistakes(model, file, tmp_path, options, sentence):

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon, with the same state and the same numbers, in less time (benchmarks/results/muon_cpu.md).
+    """torch's Muon, with the same state and the same numbers, in less time (benchmarks/results/muon_h100.md).
 
     torch takes one matrix after another, and those of an encoder are too small to keep a device busy; here the matrices
     of a shape are one stack. Where FSDP2 has cut them into pieces the step is torch's own.
