@@ -122,9 +122,9 @@ def tf_idf_retrieval(splits: DatasetDict) -> Scores:
     vectors = tf_idf().fit([*splits["train"]["anchor"][:], *splits["train"]["positive"][:]])
     texts = np.array([splits["test"]["anchor"][:], splits["test"]["positive"][:]], dtype=object).T
     numbers = {text: place for place, text in enumerate(dict.fromkeys(texts.ravel()))}
-    anchors, candidates, relevant = questions(np.vectorize(numbers.get)(texts))
+    anchors, candidates, relevant, ignored = questions(np.vectorize(numbers.get)(texts))
     asked, found = (vectors.transform(texts.ravel()[places]) for places in (anchors, candidates))
-    return rank(lambda part: (asked[part] @ found.T).toarray(), relevant, temperature=1.0).scores()
+    return rank(lambda part: (asked[part] @ found.T).toarray(), relevant, ignored, temperature=1.0).scores()
 
 
 # --- Data sets -------------------------------------------------------------------------------------------------------

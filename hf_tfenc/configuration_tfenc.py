@@ -133,7 +133,7 @@ class TfEncConfig(PreTrainedConfig):
     embedding_norm: bool = False
     final_norm: bool = False
     first_attention_norm: bool = True
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
 
     hidden_act: str = "relu"
     gated_mlp: bool = False
@@ -190,6 +190,12 @@ class TfEncConfig(PreTrainedConfig):
         """Every keyword that the constructor takes for the architecture, the textbook's words included."""
         return [field.name for field in fields(cls)] + list(cls.attribute_map)
 
+    @classmethod
+    def foreign_names(cls) -> set[str]:
+        """Keywords of the constructor that say nothing of the architecture: they are transformers' own."""
+        own = {*cls.__annotations__, *cls.attribute_map, "id2label", "label2id", "num_labels", "problem_type"}
+        return ({field.name for field in fields(cls)} | TRANSFORMERS_KEYS) - own
+
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         for key in kwargs:
             if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
@@ -201,6 +207,11 @@ class TfEncConfig(PreTrainedConfig):
         given = self.rope_parameters or {}
         shared = {key: value for key, value in given.items() if key not in LAYER_TYPES}
         default = {"rope_type": "default", "rope_theta": 10_000.0} | shared
+        for kind, parameters in given.items():
+            if kind in LAYER_TYPES and not isinstance(parameters, dict | None):
+                raise ValueError(
+                    f"rope_parameters of {kind} are {parameters!r}; write them as {{'rope_theta': 10000.0}}."
+                )
         return {kind: default | (given.get(kind) or {}) for kind in sorted(set(self.layer_types or ()))}
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
@@ -236,8 +247,10 @@ class TfEncConfig(PreTrainedConfig):
             raise ValueError(f"max_position_embeddings is {self.max_position_embeddings}; it must be at least 1.")
         if self.type_vocab_size < 0:
             raise ValueError(f"type_vocab_size is {self.type_vocab_size}; it must be at least 0.")
-        if self.layer_norm_eps < 0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; it must not be below 0.")
+        deviations = ("initializer_range", "embedding_initializer_range", "query_key_initializer_range")
+        for name in ("layer_norm_eps", "residual_initializer_scale", *deviations):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be below 0.")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
@@ -274,8 +287,8 @@ class TfEncConfig(PreTrainedConfig):
                 raise ValueError(
                     f"rope_parameters {parameters} are not supported; for each layer type give only rope_theta."
                 )
-            if not parameters["rope_theta"] > 0:
-                raise ValueError(f"rope_theta is {parameters['rope_theta']}; it must be above 0.")
+            if not isinstance(parameters["rope_theta"], int | float) or not parameters["rope_theta"] > 0:
+                raise ValueError(f"rope_theta is {parameters['rope_theta']!r}; it must be a number above 0.")
         for name in ("hidden_act", "classifier_activation", "pooler_activation"):
             activation = getattr(self, name)
             if activation is not None and activation not in ACT2FN:

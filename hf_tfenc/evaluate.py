@@ -27,6 +27,7 @@ from .training.evaluation import Evaluation
 from .training.machine import device_text, make_accelerator, quiet_libraries, set_threads
 from .training.model import attention_options, check_kind
 from .training.preflight import check_folder, check_rows
+from .training.processes import main_first
 from .training.reading import source_of
 from .training.resume import CONFIG_FILE, METRICS_FILE
 
@@ -61,9 +62,8 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     check_kind(str(args.model_name_or_path), str(args.model_name_or_path))
     task = kind(args, tokenizer)
     model = load_model(args, task)
-    with accelerator.main_process_first():
-        splits = load_split(source_of(args), kind.columns(args))
-        source, rows = splits["test"], task.encode_placed(splits)["test"]
+    splits = main_first(accelerator, lambda: load_split(source_of(args), kind.columns(args)))
+    source, rows = splits["test"], main_first(accelerator, lambda: task.encode_placed(splits))["test"]
     check_rows(DatasetDict(test=rows), model, tokenizer, task.token_columns)
     check_folder(folder, accelerator)
     say(f"{len(source):,} rows, {numpy_column(rows, 'length').sum():,} tokens")

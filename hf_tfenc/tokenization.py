@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,38 +187,60 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id; `len(tokenizer)`, unless the ids have gaps."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a tokenizer writes text in its vocabulary.
+
+    prefix, suffix: what a token has at its start if it goes on with a word, and at its end if it ends one
+    byte_level: a character is written for each byte
+    metaspace: ▁ is written for a space
+    byte_fallback: a byte that is in no other token is <0x..>
+    """
+
+    prefix: str
+    suffix: str
+    byte_level: bool
+    metaspace: bool
+    byte_fallback: bool
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Writing":
+        """Of a tokenizer with a `tokenizers` backend."""
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        model = parts["model"]
+        return cls(
+            model.get("continuing_subword_prefix") or "",
+            model.get("end_of_word_suffix") or "",
+            '"ByteLevel"' in json.dumps(parts["decoder"]),
+            # Metaspace, or a Replace that does the same.
+            any("▁" in json.dumps(parts[part], ensure_ascii=False) for part in ("normalizer", "pre_tokenizer")),
+            bool(model.get("byte_fallback")),
+        )
+
+
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """How many UTF-8 bytes of text each token id stands for: int64, shape (len(tokenizer),).
+    """How many UTF-8 bytes of text each token id stands for: int64, shape (vocabulary_size(tokenizer),).
 
     The measure behind the loss per byte, by which tokenizers compare. Special tokens, the unknown one among them,
     stand for 0. Under a byte-level tokenizer the lengths of a text's tokens add up to the text's own. WordPiece drops
     white space, and so counts none; SentencePiece may count one space that it put before the text.
-    Raises ValueError for a tokenizer without a `tokenizers` backend.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(
-            f"{type(tokenizer).__name__} has no fast (`tokenizers`) backend, which is needed to tell how many bytes "
-            "its tokens stand for: choose a tokenizer with a tokenizer.json."
-        )
-    parts = json.loads(backend.to_str())
-    model = parts["model"]
-    prefix = model.get("continuing_subword_prefix") or ""
-    suffix = model.get("end_of_word_suffix") or ""
-    byte_level = '"ByteLevel"' in json.dumps(parts["decoder"])
-    # Metaspace, or a Replace that does the same: ▁ is written for a space.
-    metaspace = any("▁" in json.dumps(parts[part], ensure_ascii=False) for part in ("normalizer", "pre_tokenizer"))
-    byte_fallback = model.get("byte_fallback") or False
+    writing = Writing.of(tokenizer)
 
     def length(token: str) -> int:
-        if byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        if writing.byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token):
             return 1
-        token = token.removeprefix(prefix).removesuffix(suffix)
-        if byte_level:
-            return len(token)  # one character is written for each byte
-        return len((token.replace("▁", " ") if metaspace else token).encode())
+        token = token.removeprefix(writing.prefix).removesuffix(writing.suffix)
+        if writing.byte_level:
+            return len(token)
+        return len((token.replace("▁", " ") if writing.metaspace else token).encode())
 
-    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     for token, token_id in tokenizer.get_vocab().items():
         lengths[token_id] = length(token)
     for token_id, added in tokenizer.added_tokens_decoder.items():  # written as they are, whatever the model's writing

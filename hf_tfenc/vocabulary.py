@@ -9,7 +9,7 @@ from tokenizers import decoders
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .tokenization import encode_rows
+from .tokenization import Writing, encode_rows, vocabulary_size
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def transfer(
     has nothing for a text, it is the mean over all ordinary tokens. The output bias goes the same way.
     """
     sources = token_sources(old, new)
-    ordinary = torch.tensor(sorted(set(range(len(old))) - set(old.all_special_ids)))
+    ordinary = torch.tensor(sorted(set(old.get_vocab().values()) - set(old.all_special_ids)))
     result = dict(weights)
     for name in TOKEN_WEIGHTS:
         if name in weights:
@@ -71,28 +71,26 @@ def token_sources(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) ->
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
-    """The text that each token stands for, with a space before it where it begins a word: (len(tokenizer),).
+    """The text that each token stands for, with a space before it where it begins a word: one for each id.
 
     So tokens of different kinds of tokenizers can be compared. None stands for a gap in the ids. Bytes that are no
     text by themselves stay as the tokenizer writes them.
     """
-    parts = tokenizer.backend_tokenizer.to_str()
-    byte_level, metaspace = '"ByteLevel"' in parts, "▁" in parts and '"WordPiece"' not in parts
-    word_piece = '"WordPiece"' in parts
+    writing = Writing.of(tokenizer)
     decoder = decoders.ByteLevel()
     added = tokenizer.added_tokens_decoder
 
     def text(index: int, token: str) -> str:
         if index in added:
             return token
-        if word_piece:
-            return token.removeprefix("##") if token.startswith("##") else f" {token}"
-        if byte_level:
+        if writing.prefix:
+            return token.removeprefix(writing.prefix) if token.startswith(writing.prefix) else f" {token}"
+        if writing.byte_level:
             decoded = decoder.decode([token])
             return token if "�" in decoded else decoded
-        return token.replace("▁", " ") if metaspace else token
+        return token.replace("▁", " ") if writing.metaspace else token
 
-    tokens: list[str | None] = [None] * len(tokenizer)
+    tokens: list[str | None] = [None] * vocabulary_size(tokenizer)
     for token, index in tokenizer.get_vocab().items():
         tokens[index] = text(index, token)
     return tokens

@@ -87,8 +87,17 @@ ONE_LOCAL_LAYER = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}
         ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; it must not be below 0."),
         (
             {"position_embedding_type": "rotary", "rope_parameters": {"rope_theta": -1.0, "rope_type": "default"}},
-            "rope_theta is -1.0; it must be above 0.",
+            "rope_theta is -1.0; it must be a number above 0.",
         ),
+        (
+            {"position_embedding_type": "rotary", "rope_parameters": {"rope_theta": "1e5"}},
+            "rope_theta is '1e5'; it must be a number above 0.",
+        ),
+        (
+            {"position_embedding_type": "rotary", "rope_parameters": {"full_attention": 10_000}},
+            "rope_parameters of full_attention are 10000; write them as {'rope_theta': 10000.0}.",
+        ),
+        ({"initializer_range": -1}, "initializer_range is -1; it must not be below 0."),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be at least 1."),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1."),
         ({"intermediate_size": 0}, "intermediate_size is 0; it must be at least 1."),

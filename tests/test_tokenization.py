@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, CanineTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_tfenc.tokenization import encode_rows, load_tokenizer, token_byte_lengths, train_tokenizer
+from hf_tfenc.tokenization import encode_rows, load_tokenizer, token_byte_lengths, train_tokenizer, vocabulary_size
 
 TEXTS = [
     "The tokenizer splits a text into tokens, and each token has a number.\n",
@@ -317,10 +317,13 @@ def test_byte_lengths_of_added_tokens():
     assert lengths[300:].tolist() == [6, 0]  # written out, not in the letters that stand for bytes
 
 
-def test_byte_lengths_need_a_fast_tokenizer():
-    with pytest.raises(ValueError) as error:
-        token_byte_lengths(CanineTokenizer())
-    assert str(error.value) == (
-        "CanineTokenizer has no fast (`tokenizers`) backend, which is needed to tell how many bytes "
-        "its tokens stand for: choose a tokenizer with a tokenizer.json."
+def test_ids_may_have_gaps():
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "cat": 2, "horse": 20}
+    gapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
     )
+    assert len(gapped) == 4 and vocabulary_size(gapped) == 21
+    lengths = token_byte_lengths(gapped)
+    assert lengths.nonzero()[0].tolist() == [2, 20] and lengths[20] == 5

@@ -34,6 +34,13 @@ def test_texts_of_tokens_are_comparable(tokenizers):
     assert texts[id_of(pieces, "the")] == " the" and texts[id_of(pieces, "##e")] == "e"
 
 
+def test_the_kind_of_a_tokenizer_is_not_read_from_its_words(texts):
+    """Code and articles on tokenizers have such words."""
+    bpe = train_tokenizer([*texts, *["WordPiece"] * 500], 330, "byte-level-bpe", model_max_length=64)
+    assert "WordPiece" in bpe.get_vocab()
+    assert token_texts(bpe)[id_of(bpe, "\u0120the")] == " the"
+
+
 @pytest.mark.parametrize("old_kind", ["byte-level-bpe", "wordpiece"])
 @pytest.mark.parametrize("new_kind", ["byte-level-bpe", "wordpiece"])
 def test_shared_tokens_keep_their_vectors_and_others_are_made_of_their_pieces(tokenizers, old_kind, new_kind, caplog):

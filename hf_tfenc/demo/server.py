@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import hf_tfenc
 
-from ..tokenization import load_tokenizer
+from ..tokenization import load_tokenizer, vocabulary_size
 from ..training.arguments import OptionError
 from ..training.ending import ending_well
 from ..training.model import check_kind
@@ -99,7 +99,7 @@ class Demo:
     def __init__(self, folder: str):
         self.model = load(folder)
         self.tokenizer = load_tokenizer(folder, local_files_only=True)
-        if len(self.tokenizer) > self.model.config.vocab_size:
+        if vocabulary_size(self.tokenizer) > self.model.config.vocab_size:
             raise OptionError(
                 f"The tokenizer in {folder} has more tokens than the model: they do not belong together."
             )

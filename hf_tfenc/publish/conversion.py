@@ -20,7 +20,7 @@ from .. import modeling_tfenc
 from ..configuration_tfenc import TfEncConfig
 from ..modeling_tfenc import sinusoidal_table
 from ..pretrained import StateDict, build, read_config, read_file, read_pretrained, with_options
-from ..tokenization import load_tokenizer
+from ..tokenization import load_tokenizer, vocabulary_size
 from ..training.checkpointing import save_model, write_text
 from .convert import (
     from_bert_config,
@@ -203,7 +203,7 @@ def _from_torch(path: Path, out: Path, tokenizer_name: str | None, overrides: di
     state = read_file(path)
     tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else None
     if tokenizer is not None:
-        overrides = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | overrides
+        overrides = {"vocab_size": vocabulary_size(tokenizer), "pad_token_id": tokenizer.pad_token_id} | overrides
     if "vocab_size" not in overrides:
         raise ValueError(
             f"{path} has no token embeddings, so they begin anew: name a tokenizer with --tokenizer_name, or give "

@@ -67,13 +67,14 @@ class CausalLM(LanguageModeling):
     # --- Rows and batches ---
 
     def encode(self, splits: DatasetDict) -> DatasetDict:
-        """Text to windows of at most `max_seq_length` tokens; nothing is dropped, and each token is predicted once.
+        """Text to windows of at most `max_seq_length` tokens; nothing is dropped, and each token is predicted once, but
+        for a text's first where the tokenizer has no token that begins one.
 
         Returns:
             for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
             that the window is from
         """
-        return self.map_rows(splits, self._windows, self.features())
+        return self.map_rows(splits, self._windows, self.features(), self.start, self.end)
 
     def features(self) -> Features:
         return Features({"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")})
@@ -89,10 +90,12 @@ class CausalLM(LanguageModeling):
         )["input_ids"]
         start, end = ([] if token is None else [token] for token in (self.start, self.end))
         capacity = self.args.max_seq_length - len(start)
+        overlap = 1 - len(start)  # what nothing stands before is predicted by the window before
         windows, sources = [], []
         for text, index in zip(encoded, indices, strict=True):
             ids = text + end
-            cut = [start + ids[place : place + capacity] for place in range(0, len(ids), capacity)]
+            places = range(0, max(len(ids) - overlap, bool(ids)), capacity - overlap)
+            cut = [start + ids[place : place + capacity] for place in places]
             windows += cut
             sources += [index] * len(cut)
         return {"input_ids": windows, "length": [len(ids) for ids in windows], "source": sources}

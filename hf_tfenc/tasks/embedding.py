@@ -16,10 +16,10 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from ..data import stdlib_tasks
 from ..data.collators import Padding, as_tensors, numpy_column, to_device
 from ..data.sources import TEXT_COLUMNS, Column
-from ..tokenization import encode_rows
+from ..tokenization import encode_rows, vocabulary_size
 from .cached_gradients import cached_backward
 from .count_models import TfIdf
-from .retrieval import QUERIES_AT_ONCE, Relevant, rank
+from .retrieval import QUERIES_AT_ONCE, Candidates, rank
 from .scores import number_scores
 from .task import Batch, Measurement, Picture, RowError, Task, digits, sum_backward
 
@@ -41,8 +41,8 @@ class Embedding(Task):
 
     Without scores the loss is the cross-entropy of finding an anchor's positive among all positives and negatives of the
     whole optimizer step, in all micro-batches and processes, by cosine similarity over `--temperature` (van den Oord et
-    al. 2018; Henderson et al. 2017). A candidate equal to the anchor's own positive is no negative. Gradients are cached
-    (Gao et al. 2021), so memory grows with the micro-batch and not with the batch.
+    al. 2018; Henderson et al. 2017). A candidate that is the anchor itself, or a positive of the same anchor in any row,
+    is no negative. Gradients are cached (Gao et al. 2021), so memory grows with the micro-batch and not with the batch.
 
     With scores it is the squared distance between cosine similarity and score (Reimers & Gurevych 2019), scores scaled
     so that those of the training split reach from 0 to 1.
@@ -204,9 +204,11 @@ class Embedding(Task):
             return vectors.sum()
         rows = torch.arange(len(vectors), device=vectors.device)
         candidates = vectors[:, 1:].transpose(0, 1).flatten(0, 1)  # all positives, then all negatives
-        same = keys[:, 1, None] == keys[:, 1:].T.flatten()[None]
-        same[rows, rows] = False  # each row's own positive stays
-        logits = (vectors[:, 0] @ candidates.T / self.args.temperature).masked_fill(same, -torch.inf)
+        texts = keys[:, 1:].T.flatten()
+        right = (keys[:, 1, None] == texts) | (keys[:, 0, None] == texts)  # or as good as the anchor itself
+        right[:, : len(rows)] |= keys[:, 0, None] == keys[:, 0]  # another positive of the same anchor
+        right[rows, rows] = False  # each row's own positive stays
+        logits = (vectors[:, 0] @ candidates.T / self.args.temperature).masked_fill(right, -torch.inf)
         return F.cross_entropy(logits, rows)
 
     # --- Metrics ---
@@ -230,14 +232,15 @@ class Embedding(Task):
             loss = math.fsum((cosines - scores) ** 2) / max(len(scores), 1)
             correlations = number_scores(scores, cosines)
             return {"eval_loss": loss} | {f"eval_{name}": value for name, value in correlations.items()}
-        anchors, candidates, relevant = questions(keys)
+        anchors, candidates, relevant, ignored = questions(keys)
         flat = vectors.reshape(-1, vectors.shape[-1])
-        found = rank(lambda part: flat[anchors[part]] @ flat[candidates].T, relevant, self.args.temperature)
+        found = rank(lambda part: flat[anchors[part]] @ flat[candidates].T, relevant, ignored, self.args.temperature)
         return {"eval_loss": found.loss} | {f"eval_{name}": value for name, value in found.scores().items()}
 
     def predictions(self, measured: Measurement, source: Dataset, rows: Dataset) -> Iterator[dict[str, Any]]:
         """The `similarity` of anchor and positive, their cosine; beside it the right `score`, scaled from 0 to 1, or the
-        `rank` of the positive among all texts of the split that are no positive of this anchor; a tie counts against it.
+        `rank` of the positive among all other texts of the split that are no positive of this anchor; a tie counts
+        against it.
         """
         order = np.argsort(measured["row"], kind="stable")
         vectors, keys = measured["vectors"][order], measured["keys"][order]
@@ -246,7 +249,7 @@ class Embedding(Task):
             for row, (cosine, score) in enumerate(zip(cosines, measured["score"][order], strict=True), 1):
                 yield {"row": row, "similarity": digits(cosine), "score": digits(score)}
             return
-        anchors, candidates, relevant = questions(keys)
+        anchors, candidates, relevant, ignored = questions(keys)
         texts = vectors.reshape(-1, vectors.shape[-1])[candidates]
         query = {key: place for place, key in enumerate(keys.reshape(-1)[anchors].tolist())}
         text = {key: place for place, key in enumerate(keys.reshape(-1)[candidates].tolist())}
@@ -254,7 +257,8 @@ class Embedding(Task):
             similarities = vectors[start : start + QUERIES_AT_ONCE, 0] @ texts.T
             for row, scores in enumerate(similarities, start):
                 positive = scores[text[keys[row, 1]]]
-                others = np.delete(scores, relevant[query[keys[row, 0]]])
+                place = query[keys[row, 0]]
+                others = np.delete(scores, relevant[place] + ignored[place])
                 before = int((others >= positive).sum())
                 yield {"row": row + 1, "rank": before + 1, "similarity": digits(cosines[row])}
 
@@ -265,7 +269,7 @@ class Embedding(Task):
         if self.scored:
             mean = numpy_column(train, "score").mean(dtype=np.float64)
             return float(((numpy_column(evaluation, "score") - mean) ** 2).mean())
-        _, candidates, _ = questions(self._keys(evaluation))
+        _, candidates, *_ = questions(self._keys(evaluation))
         return math.log(len(candidates))
 
     def step_baseline(self, baseline_loss: float, rows: int) -> float:
@@ -275,7 +279,8 @@ class Embedding(Task):
     def baselines(self, train: Dataset, evaluation: Dataset) -> dict[str, float]:
         """What TF-IDF reaches, on the same tokens: how rare they are is counted in the training rows."""
         train = train.select(range(min(len(train), BASELINE_ROWS)))
-        counts = TfIdf(len(self.tokenizer), [ids for part in self.token_columns for ids in numpy_column(train, part)])
+        texts_counted = [ids for part in self.token_columns for ids in numpy_column(train, part)]
+        counts = TfIdf(vocabulary_size(self.tokenizer), texts_counted)
         texts = np.empty((len(evaluation), len(self.token_columns)), dtype=object)
         for place, part in enumerate(self.token_columns):
             for row, ids in enumerate(numpy_column(evaluation, part)):
@@ -283,13 +288,14 @@ class Embedding(Task):
         if self.scored:
             cosines = np.array([counts.similarities([b])(a)[0] for a, b in texts])
             return {"eval_tfidf_spearman": number_scores(numpy_column(evaluation, "score"), cosines)["spearman"]}
-        anchors, candidates, relevant = questions(self._keys(evaluation))
+        anchors, candidates, relevant, ignored = questions(self._keys(evaluation))
         anchors, relevant = anchors[:BASELINE_QUERIES], relevant[:BASELINE_QUERIES]
         flat = texts.reshape(-1)
         similarities = counts.similarities(list(flat[candidates]))
         found = rank(
             lambda part: np.stack([similarities(ids) for ids in flat[anchors[part]]]),
             relevant,
+            ignored[:BASELINE_QUERIES],
             self.args.temperature,
         )
         return {f"eval_tfidf_{name}": value for name, value in found.scores().items()}
@@ -383,7 +389,7 @@ def text_key(ids: np.ndarray) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def questions(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, Relevant]:
+def questions(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, Candidates, Candidates]:
     """What retrieval asks of a split in which a text may stand more than once.
 
     Args:
@@ -391,7 +397,8 @@ def questions(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, Relevant]:
 
     Returns:
         where in rows * parts each different anchor stands (anchors,), where each different candidate stands
-        (candidates,), and for each anchor which candidates are right
+        (candidates,), for each anchor which candidates are right, and the one, if any, that is its own text and so
+        neither right nor wrong
     """
     rows, parts = keys.shape
     places = np.arange(rows * parts).reshape(rows, parts)
@@ -405,7 +412,10 @@ def questions(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, Relevant]:
     relevant: list[set[int]] = [set() for _ in number]
     for anchor, positive in keys[:, :2].tolist():
         relevant[number[anchor]].add(candidate[positive])
-    return places[first, 0], flat_places[kept], [sorted(right) for right in relevant]
+    itself = [
+        {candidate[key]} - right if key in candidate else set() for key, right in zip(number, relevant, strict=True)
+    ]
+    return places[first, 0], flat_places[kept], [sorted(right) for right in relevant], [sorted(own) for own in itself]
 
 
 def cosines_of(vectors: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..data.collators import LabelRow, numpy_column
 from ..data.masking import IGNORE_INDEX
 from ..data.packing import PackedBins, PackedCollator
 from ..data.sources import TEXT_COLUMNS, Column
-from ..tokenization import token_byte_lengths
+from ..tokenization import token_byte_lengths, vocabulary_size
 from .task import Batch, Measurement, Task, digits
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class LanguageModeling(Task):
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
         super().__init__(args, tokenizer)
-        self.is_special = np.zeros(len(tokenizer), dtype=bool)
+        self.is_special = np.ones(vocabulary_size(tokenizer), dtype=bool)  # ids that no token has stay so
+        self.is_special[list(tokenizer.get_vocab().values())] = False
         self.is_special[tokenizer.all_special_ids] = True
         self.bytes_of = torch.from_numpy(token_byte_lengths(tokenizer))
 

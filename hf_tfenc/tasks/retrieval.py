@@ -9,7 +9,7 @@ import numpy as np
 QUERIES_AT_ONCE = 256  # so that memory does not grow with their number times that of the candidates
 CUT = 10  # of NDCG
 
-Relevant = list[list[int]]  # for each query the candidates that are right, at least one
+Candidates = list[list[int]]  # for each query some of them
 
 
 @dataclass
@@ -29,20 +29,24 @@ class Rankings:
         }
 
 
-def rank(similarities: Callable[[slice], np.ndarray], relevant: Relevant, temperature: float) -> Rankings:
+def rank(
+    similarities: Callable[[slice], np.ndarray], relevant: Candidates, ignored: Candidates, temperature: float
+) -> Rankings:
     """Rank the candidates of each query, a tie always to the disadvantage of the right one.
 
     Args:
         similarities: some queries -> (queries, candidates)
+        relevant: the right ones, at least one for each query
+        ignored: others that are not wrong either
         temperature: similarities are divided by it for the loss, in which other right candidates do not count
     """
     ranks, losses = [], []
     for start in range(0, len(relevant), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
-        for row, right in zip(similarities(part), relevant[part], strict=True):
+        for row, right, neither in zip(similarities(part), relevant[part], ignored[part], strict=True):
             row = row.astype(np.float64)
             best = np.sort(row[right])[::-1]
-            others = np.sort(np.delete(row, right))
+            others = np.sort(np.delete(row, right + neither))
             before = len(others) - np.searchsorted(others, best, side="left")
             ranks.append([int(wrong) + place for place, wrong in enumerate(before, 1)])
             scaled = others / temperature

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from ..data.batching import Arrangement, PaddedBins
 from ..data.sources import Column, Splits
 from ..presets import preset_config
-from ..tokenization import tokenizer_digest
+from ..tokenization import tokenizer_digest, vocabulary_size
 
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES = 1_000_000  # of text tokenized at once, for a tokenizer takes hundreds of bytes a token
 
 Batch = dict[str, Any]  # tensors, and numbers that are the same for every batch
+ENCODING_VERSION = 3  # of how tasks encode: what an older one left in the cache is not read
 PREDICTED_DIGITS = 5
 WIDGET_TOKENS = 24
 
@@ -74,6 +75,11 @@ class Task(ABC):
     token_columns: tuple[str, ...] = ("input_ids",)  # of encoded rows
 
     def __init__(self, args: "Arguments", tokenizer: PreTrainedTokenizerBase):
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no fast (`tokenizers`) backend, which rows are encoded with: choose a "
+                "tokenizer with a tokenizer.json."
+            )
         self.args, self.tokenizer = args, tokenizer
 
     # --- Rows and batches ---
@@ -213,7 +219,7 @@ class Task(ABC):
 
     def id_feature(self) -> List:
         """The column type of token ids, as narrow as the vocabulary allows."""
-        return List(Value("uint16" if len(self.tokenizer) <= 2**16 else "int32"))
+        return List(Value("uint16" if vocabulary_size(self.tokenizer) <= 2**16 else "int32"))
 
     def map_rows(
         self, splits: DatasetDict, encode: Callable[..., dict[str, list]], features: Features, *settings: Any
@@ -249,7 +255,8 @@ class Task(ABC):
 
     def _fingerprint(self, rows: Dataset, *settings: Any) -> str:
         # By hand, because a tokenizer keeps the truncation it was last called with, and would hash differently.
-        key = [type(self).__name__, 2, rows._fingerprint, tokenizer_digest(self.tokenizer), self.args.max_seq_length]
+        cut = [self.tokenizer.truncation_side, self.args.max_seq_length]
+        key = [type(self).__name__, ENCODING_VERSION, rows._fingerprint, tokenizer_digest(self.tokenizer), *cut]
         return Hasher.hash([*key, *settings])
 
     def segments(self) -> bool:

@@ -4,6 +4,7 @@ Names are those of `transformers.TrainingArguments` and of transformers' example
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -21,7 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 
 from ..command import training_command
-from ..configuration_tfenc import PROBLEM_TYPES
+from ..configuration_tfenc import PROBLEM_TYPES, TfEncConfig
 from ..data.masking import MASKINGS
 from ..presets import PRESETS
 from ..tasks import TASKS
@@ -271,7 +272,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
                     f"--{name} is {getattr(self, name)!r}; it is one of {', '.join(filter(None, allowed))}."
                 )
         for name, tasks in TASK_OPTIONS.items():
-            if getattr(self, name) not in (None, False, "token", "padded") and self.task not in tasks:
+            if getattr(self, name) != getattr(type(self), name) and self.task not in tasks:
                 raise OptionError(f"--{name} is for --task {_listed(tasks)}; the task is {self.task}.")
         if self.metric_for_best_model is not None:
             known = [name.removeprefix("eval_") for name in TASKS[self.task].reported]
@@ -369,13 +370,17 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def parsed_overrides(text: str | None) -> dict[str, Any]:
-    """The mapping that `--config_overrides` is. Raises OptionError where it is none."""
+    """The mapping that `--config_overrides` is. Raises OptionError where it is none, or not of an architecture."""
+    overrides: Any = None
     try:
-        overrides = yaml.safe_load(text or "{}")
-    except yaml.YAMLError:
-        overrides = None
+        overrides = json.loads(text or "{}")  # to YAML, 1e-12 is a string
+    except json.JSONDecodeError:
+        with contextlib.suppress(yaml.YAMLError):
+            overrides = yaml.safe_load(text or "")
     if not isinstance(overrides, dict):
         raise OptionError(f"--config_overrides {text!r} is no mapping; write it as '{{\"hidden_size\": 192}}'.")
+    if strangers := sorted(overrides.keys() & TfEncConfig.foreign_names()):
+        raise OptionError(f"--config_overrides {strangers[0]} is no option of an architecture: leave it out.")
     return overrides
 
 

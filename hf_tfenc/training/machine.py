@@ -12,12 +12,21 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from .arguments import Arguments
+from .arguments import Arguments, OptionError
 from .preflight import check_processes
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
-    """The processes that were launched, together. Raises OptionError where they have not found each other."""
+    """The processes that were launched, together.
+
+    Raises:
+        OptionError: they have not found each other, or `accelerate launch` was told to divide gradients.
+    """
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise OptionError(
+            f"accelerate launch has gradient accumulation steps {steps}: leave that to --gradient_accumulation_steps "
+            "behind train.py, and out of its own options and configuration."
+        )
     accelerator = Accelerator(
         # None leaves it to `accelerate launch`.
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,

@@ -4,13 +4,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_tfenc import TfEncConfig
 from ..presets import preset_config
 from ..pretrained import build, quiet_loading, read_pretrained, with_options
 from ..tasks import Task
-from ..tokenization import load_tokenizer
+from ..tasks.labels import Labels
+from ..tokenization import load_tokenizer, vocabulary_size
 from ..vocabulary import transfer
 from .arguments import Arguments, OptionError, RunError, launch_command
 from .lora import ADAPTER_FOLDER, add_adapters, load_adapters
@@ -30,10 +33,15 @@ def make_model(
     overrides = task.config_options | args.parsed_config_overrides()
     make = new_model if args.model_name_or_path is None else pretrained_model
     model = make(args, task, tokenizer, saved, overrides)
-    if len(tokenizer) > model.config.vocab_size:
+    if (ids := vocabulary_size(tokenizer)) > model.config.vocab_size:
         raise OptionError(
-            f"The tokenizer has {len(tokenizer)} tokens, and the model's vocab_size is {model.config.vocab_size}: "
+            f"The tokenizer has {ids} tokens, and the model's vocab_size is {model.config.vocab_size}: "
             "use the model's own tokenizer, or a larger vocab_size."
+        )
+    if task.auto_class is AutoModel and model.config.pooling == "none":
+        raise OptionError(
+            f"--task {args.task} needs a vector for each text, and the model's pooling is none: give "
+            '--config_overrides \'{"pooling": "mean"}\'.'
         )
     positions = model.config.max_position_embeddings
     if args.max_seq_length > positions and model.config.position_embedding_type in ("sinusoidal", "learned"):
@@ -84,6 +92,8 @@ def pretrained_model(
         own = load_tokenizer(name)
         if own.get_vocab() != tokenizer.get_vocab():
             weights, overrides = transfer(weights, own, tokenizer), token_options(tokenizer) | overrides
+    if "id2label" in overrides:
+        weights = fit_labels(weights, Labels.of_config(config), list(overrides["id2label"].values()), name)
     model, loading = build(task.auto_class, with_options(config, overrides), weights, **attention_options(args))
     missing, other_shapes = loading["missing_keys"], [key for key, *_ in loading["mismatched_keys"]]
     check_shapes(name, other_shapes)
@@ -96,6 +106,23 @@ def pretrained_model(
     elif saved is not None and (saved / ADAPTER_FOLDER).is_dir():
         raise OptionError(f"{saved} holds adapters beside a frozen model: leave --lora_r as it was.")
     return model
+
+
+def fit_labels(weights: dict[str, Tensor], labels: Labels, wanted: list[str], name: str) -> dict[str, Tensor]:
+    """The output layer with its rows in the order of the labels wanted; without one, so that it begins anew, for others.
+
+    Args:
+        labels: those that the rows are for
+        name: of the model, for the log
+    """
+    layer = [key for key in weights if key.startswith("classifier.")]
+    if not layer or labels.names == wanted:
+        return weights
+    if set(labels.names) == set(wanted):
+        order = torch.tensor([labels.ids[label] for label in wanted])
+        return weights | {key: weights[key][order] for key in layer}
+    logger.warning("The output layer of %s is for other labels, so it begins anew.", name)
+    return {key: weight for key, weight in weights.items() if key not in layer}
 
 
 def load_best(args: Arguments, task: Task, folder: Path) -> PreTrainedModel:
@@ -142,7 +169,7 @@ def new_model_options(args: Arguments, tokenizer: PreTrainedTokenizerBase) -> di
 def token_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a configuration takes from a tokenizer."""
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,

@@ -21,11 +21,23 @@ class Muon(torch.optim.Muon):
         lr, weight_decay: as AdamW would have them, whose size of update Muon's are scaled to (Liu et al. 2025)
     """
 
+    found_inf: Tensor | None = None  # as torch's fused optimizers have it: a step changes nothing where it is not 0
+
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float):
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError where the state is of another kind of step than this one."""
+        for group in state_dict["param_groups"]:
+            if (kind := (group["nesterov"], group["adjust_lr_fn"])) != (True, "match_rms_adamw"):
+                raise ValueError(f"nesterov and adjust_lr_fn are {kind}; this Muon's are True and 'match_rms_adamw'.")
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change each matrix that has a gradient, and its momentum. There is no loss to be computed anew."""
+        if closure is not None:
+            raise ValueError("This optimizer takes no closure: compute the gradients before the step.")
         if any(isinstance(matrix, DTensor) for group in self.param_groups for matrix in group["params"]):
             super().step()
             return
@@ -38,19 +50,23 @@ class Muon(torch.optim.Muon):
                 self.step_of_one_shape(matrices, group)
 
     def step_of_one_shape(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Change matrices of one shape, device and precision, all of which have gradients, and their momenta."""
+        skipped = matrices[0].new_zeros(()).bool() if self.found_inf is None else self.found_inf.reshape(()) > 0
         directions = []
         for matrix in matrices:
             state, gradient = self.state[matrix], matrix.grad
             assert gradient is not None
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
+            gradient = torch.where(skipped, state["momentum_buffer"], gradient)  # towards which it does not move
             momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
             directions.append(gradient.lerp(momentum, group["momentum"]).bfloat16())  # Nesterov's
         updates = orthogonal(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
         # A matrix with orthogonal rows or columns has entries of root mean square 1 / sqrt(the longer side).
         scale = 0.2 * math.sqrt(max(matrices[0].shape))
-        for matrix, update in zip(matrices, updates, strict=True):
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        kept = torch.where(skipped, 1.0, 1 - group["lr"] * group["weight_decay"])
+        for matrix, update in zip(matrices, updates.masked_fill(skipped, 0), strict=True):
+            matrix.mul_(kept)
             matrix.add_(update, alpha=-group["lr"] * scale)
 
 

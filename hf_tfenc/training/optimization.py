@@ -91,24 +91,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
-        self.adamw.step()
-        before = {} if self.found_inf is None else self.muon_tensors()
-        before = {name: tensor.clone() for name, tensor in before.items()}
+        self.muon.found_inf = self.adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self.muon.step()
-        if self.found_inf is None:
-            return
-        skipped, nothing = self.found_inf > 0, torch.zeros_like(self.found_inf)
-        for name, tensor in self.muon_tensors().items():  # Muon cannot skip a step by itself
-            torch.where(skipped, before.get(name, nothing), tensor, out=tensor)
-
-    def muon_tensors(self) -> dict[tuple[int, str], Tensor]:
-        """What Muon changes: its matrices, and their momenta where there are some."""
-        found = {}
-        for place, parameter in enumerate(self.muon.param_groups[0]["params"]):
-            found[place, "weight"] = parameter.detach()
-            found |= {(place, name): value for name, value in self.state[parameter].items()}
-        return found
+        self.adamw.step()
 
 
 def skip_unless(finite: Tensor, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> bool:
@@ -148,13 +133,18 @@ def warmup_steps(args: "Arguments", total_steps: int) -> int:
 def make_schedule(
     optimizer: torch.optim.Optimizer, args: "Arguments", total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate's course over `total_steps` optimizer steps."""
-    name = SCHEDULES[args.lr_scheduler_type]
-    specific = {"num_decay_steps": round(DECAY_SHARE * total_steps)} if name == "warmup_stable_decay" else {}
+    """The learning rate's course over `total_steps` optimizer steps. Raises ValueError where it only warms up."""
+    name, warmup = SCHEDULES[args.lr_scheduler_type], warmup_steps(args, total_steps)
+    if warmup >= max(total_steps, 1):
+        raise ValueError(
+            f"--warmup_steps {args.warmup_steps:g} is no less than the {total_steps} steps of this run: give fewer, or a "
+            "share of them such as 0.05."
+        )
+    decay = min(round(DECAY_SHARE * total_steps), total_steps - warmup)
     return get_scheduler(
         name,
         optimizer,
-        num_warmup_steps=warmup_steps(args, total_steps),
+        num_warmup_steps=warmup,
         num_training_steps=total_steps,
-        scheduler_specific_kwargs=specific,
+        scheduler_specific_kwargs={"num_decay_steps": decay} if name == "warmup_stable_decay" else {},
     )

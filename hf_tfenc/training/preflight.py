@@ -8,13 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .arguments import OptionError
+from ..modeling_tfenc import TfEncModel
+from ..presets import preset_config
+from .arguments import Arguments, OptionError
 
 # AdamW keeps two for each weight that is trained; Muon keeps one for its matrices, and some room is left then.
 OPTIMIZER_NUMBERS = 2
@@ -28,6 +31,20 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{launched} processes were launched, and this one knows of {accelerator.num_processes}: "
             "launch them with torchrun, or with accelerate launch as in recipes/accelerate/."
         )
+
+
+def check_attention(args: Arguments) -> None:
+    """Raises OptionError where this machine has no such attention as the options name."""
+    if args.attn_implementation:
+        try:
+            with torch.device("meta"):
+                TfEncModel._from_config(preset_config("bert-tiny"), attn_implementation=args.attn_implementation)
+        except (ImportError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise OptionError(
+                f"--attn_implementation {args.attn_implementation} is not to be had here ({reason}): choose another, or "
+                "leave it out."
+            ) from error
 
 
 def check_folder(folder: Path, accelerator: Accelerator) -> None:

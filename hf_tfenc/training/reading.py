@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.collators import numpy_column
 from ..data.sources import Source, load_splits, load_stream
-from ..data.streaming import EncodedStream
+from ..data.streaming import EncodedStream, TextStream
 from ..tasks import TASKS, Task
 from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import Arguments
+from .processes import main_first
 
 
 @dataclass
@@ -39,20 +40,19 @@ def read(args: Arguments, accelerator: Accelerator, saved: Path | None) -> Data:
         ValueError, OSError: one sentence that names the file and the row.
     """
     kind = TASKS[args.task]
-    with accelerator.main_process_first():  # the others then find what it has read and tokenized in the cache
-        if args.streaming:
-            text_stream, splits = load_stream(source_of(args), kind.columns(args))
-        else:
-            splits = load_splits(source_of(args), kind.columns(args), kind.built_in)
+    text_stream: TextStream | None = None
+    if args.streaming:
+        text_stream, splits = main_first(accelerator, lambda: load_stream(source_of(args), kind.columns(args)))
+    else:
+        splits = main_first(accelerator, lambda: load_splits(source_of(args), kind.columns(args), kind.built_in))
     tokenizer = make_tokenizer(args, accelerator, splits["train"], saved)
     task = kind(args, tokenizer)
-    with accelerator.main_process_first():
-        rows = task.encode_placed(splits)
+    rows = main_first(accelerator, lambda: task.encode_placed(splits))
     for name, encoded in rows.items():
         begins = "a stream that begins with " if args.streaming and name == "train" else ""
         count = f"{len(splits[name]):,} texts, {len(encoded):,} rows, {numpy_column(encoded, 'length').sum():,} tokens"
         accelerator.print(f"{name}: {begins}{count}")
-    stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if args.streaming else None
+    stream = EncodedStream(text_stream, task.encode_texts, args.shuffle_buffer_size) if text_stream else None
     return Data(task, tokenizer, splits, rows, stream)
 
 

@@ -1,5 +1,6 @@
 """Where a run begins: afresh, from a checkpoint, or at its end; and whether it is still the run of that checkpoint."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -112,8 +113,9 @@ def _refuse_to_remove_sources(args: Arguments, folder: Path) -> None:
     for name in READ_OPTIONS:
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values or ""]:
-            path = Path(value).resolve()
-            if value and path.exists() and folder.resolve() in (path, *path.parents):
+            path = Path(value).expanduser()
+            named = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+            if value and any(folder.resolve() in (source, *source.parents) for source in map(Path.resolve, named)):
                 raise OptionError(f"--overwrite_output_dir would remove --{name} {value}: leave one of the two out.")
 
 
@@ -243,6 +245,19 @@ def check_same_run(start: Start, now: dict[str, Any], args: Arguments) -> bool:
     ordered_by |= {"mlm_probability"} if args.packing == "packed" else set()  # a bin has room for so many
     same_order = options.keys().isdisjoint(ordered_by)
     return same_order and then["rows"]["train"] == now["rows"]["train"]
+
+
+def measures_alike(start: Start, now: dict[str, Any]) -> bool:
+    """Whether what a checkpoint's run measured can be compared with what is measured now."""
+    if start.checkpoint is None:
+        return True
+    then = start.state["run"]
+    options = differing_options(then["options"], now["options"])
+    return (
+        then["rows"]["validation"] == now["rows"]["validation"]
+        and then["tokenizer"] == now["tokenizer"]
+        and options.keys().isdisjoint({"eval_mlm_probability", "temperature"})
+    )
 
 
 def _change(name: str, then: Any, now: Any) -> str:

@@ -3,12 +3,11 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, set_seed
 from datasets import Dataset
 from transformers import PreTrainedModel, enable_full_determinism
 
@@ -28,10 +27,11 @@ from .machine import device_text, make_accelerator, quiet_libraries, set_threads
 from .model import load_best, make_model
 from .monitor import LOG_FILE, Monitor
 from .optimization import peak_learning_rate
-from .preflight import check_folder, check_rows, check_space
+from .preflight import check_attention, check_folder, check_rows, check_space
+from .processes import on_main
 from .reading import read
 from .results import finish, result_text
-from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, run_facts
+from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, measures_alike, run_facts
 from .signals import Interrupted, StopSignals
 from .tracking import check_tracker, open_tracker
 from .trainer import Progress, Trainer
@@ -87,6 +87,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
+    check_attention(args)
     hardware = device_text(accelerator, set_threads(args, accelerator))
     say(hardware)
 
@@ -109,6 +110,8 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
         progress.consumed_bins = 0  # the rows of this epoch are others
+    if not measures_alike(start, facts):
+        progress.best_metric = None  # no model before is compared with those to come
     train_rows = rows["train"] if data.stream is None else data.stream
     trainer = Trainer(args, task, model, train_rows, rows["validation"], accelerator, signals, progress)
     if args.dry_run:
@@ -205,22 +208,6 @@ def test_metrics(
 
 
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
-
-
-def on_main(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """What `work` returns in the main process, in all of them; what it raises is raised in all as OptionError."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except (ValueError, OSError) as error:
-            if accelerator.num_processes == 1:
-                raise
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise OptionError(outcome[1])
-    return outcome[0]
 
 
 def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:

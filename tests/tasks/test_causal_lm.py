@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import SIZES, batch_of, evaluate, make_model
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
@@ -29,6 +29,20 @@ def test_every_token_and_the_end_of_a_text_are_predicted_once(encoded_task, text
     assert task.count_items(batch) == len(expected)
     model = make_model(task)
     assert evaluate(task, model, rows["train"])["eval_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("end", ["<end>", None])
+def test_without_a_token_that_begins_a_text_all_but_its_first_are_predicted_once(tokenizer, texts, end):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", eos_token=end)
+    odd = [*texts[:20], "x"]
+    task = CausalLM(Arguments(task="causal-lm", max_seq_length=16), bare)
+    rows = task.encode(DatasetDict(train=Dataset.from_dict({"text": odd})))["train"]
+    ends = [] if end is None else [bare.eos_token_id]
+    whole = [ids + ends for ids in bare(odd, add_special_tokens=False)["input_ids"]]
+    assert [token for ids in rows["input_ids"][:] for token in ids[1:]] == [
+        token for ids in whole for token in ids[1:]
+    ]
+    assert max(rows["length"][:]) == 16 and min(rows["length"][:]) > 0
 
 
 def test_metrics_and_baselines_by_hand(encoded_task):

@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict
 from hf_tfenc.tasks.cached_gradients import cached_backward
 from hf_tfenc.tasks.count_models import TfIdf
 from hf_tfenc.tasks.embedding import questions, text_key
+from hf_tfenc.tasks.retrieval import rank
 
 PROGRAM = Path(__file__).with_name("embedding_gradients.py")
 
@@ -98,13 +99,18 @@ def test_the_loss_is_that_of_finding_the_positive(encoded_task):
     keys = torch.arange(12).reshape(4, 3)
     keys[2, 1] = keys[0, 1]  # one positive for two anchors
     keys[3, 2] = keys[1, 1]  # somebody's negative is another's positive
+    keys[3, 0] = keys[1, 0]  # an anchor with two positives
+    keys[1, 2] = keys[2, 0]  # somebody's negative is another's anchor
     real = torch.tensor([1, 1, 1, 1])
     expected = 0.0
     for row in range(4):
         weight = {}
         for other in range(4):
             for part in (1, 2):
-                if keys[other, part] != keys[row, 1] or (other, part) == (row, 1):
+                right = keys[other, part] in (keys[row, 0], keys[row, 1]) or (
+                    part == 1 and keys[other, 0] == keys[row, 0]
+                )
+                if not right or (other, part) == (row, 1):
                     weight[other, part] = np.exp((vectors[row, 0] @ vectors[other, part]).item() / 0.1)
         expected -= np.log(weight[row, 1] / sum(weight.values())) / 4
     assert task.contrastive_loss(vectors, keys, real).item() == pytest.approx(expected, rel=1e-5)
@@ -193,10 +199,20 @@ def test_two_processes_are_one_with_twice_the_accumulation():
 
 def test_texts_that_stand_more_than_once_are_one_candidate():
     keys = np.array([[1, 10, 20], [2, 11, 10], [1, 12, 21], [3, 10, 20]])
-    anchors, candidates, relevant = questions(keys)
+    anchors, candidates, relevant, ignored = questions(keys)
     assert keys.ravel()[anchors].tolist() == [1, 2, 3]
     assert keys.ravel()[candidates].tolist() == [10, 11, 12, 20, 21]
     assert relevant == [[0, 2], [1], [0]]
+    assert ignored == [[], [], []]
+
+
+def test_an_anchor_is_no_wrong_answer_to_itself():
+    """Paraphrases stand in both directions, and a text may be its own positive."""
+    anchors, candidates, relevant, ignored = questions(np.array([[1, 2], [2, 1], [3, 3]]))
+    assert (anchors.tolist(), candidates.tolist()) == ([0, 2, 4], [1, 3, 5])  # 2, 1, 3
+    assert (relevant, ignored) == ([[0], [1], [2]], [[1], [0], []])
+    similarities = np.array([[0.9, 1, 0], [1, 0.9, 0], [0, 0, 1]])
+    assert rank(lambda part: similarities[part], relevant, ignored, 1.0).ranks == [[1], [1], [1]]
 
 
 def test_metrics_by_hand(encoded_task):
@@ -208,7 +224,9 @@ def test_metrics_by_hand(encoded_task):
     texts = batch["input_ids"].tolist()
     anchors, positives = texts[:40], texts[40:80]
     candidates = [i for i in range(40, 120) if texts[i] not in texts[40:i]]
-    similarities = vectors[:40] @ vectors[candidates].T
+    itself = torch.tensor([[texts[c] == anchor for c in candidates] for anchor in anchors])
+    assert itself.any()  # it is no wrong answer
+    similarities = (vectors[:40] @ vectors[candidates].T).masked_fill(itself, -torch.inf)
     own = [[texts[i] for i in candidates].index(positive) for positive in positives]
     ranks = np.array([1 + (row > row[right]).sum().item() for row, right in zip(similarities, own, strict=True)])
     assert len({str(a) for a in anchors}) == 40  # so that each has one positive

@@ -86,7 +86,7 @@ def test_encoding_drops_nothing(texts, tokenizer_type):
 
 def test_large_vocabularies_get_wider_integers(tokenizer, monkeypatch):
     task = task_of(tokenizer)
-    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: 2**16 + 1)
+    monkeypatch.setattr("hf_tfenc.tasks.task.vocabulary_size", lambda _: 2**16 + 1)
     rows = task.encode(DatasetDict(train=Dataset.from_dict({"text": ["the cat"]})))["train"]
     assert rows.features["input_ids"].feature.dtype == "int32"
 
@@ -108,6 +108,8 @@ def test_encoded_rows_are_cached(texts, tokenizer, tmp_path, monkeypatch):
     )
     assert encode(seed=9, mlm_probability=0.4)["input_ids"][:] == first and not maps
     assert encode(max_seq_length=32)["input_ids"][:] == [[2]] and maps
+    tokenizer.truncation_side = "left"
+    assert encode()["input_ids"][:] == [[2]]
 
 
 def test_training_masks_follow_the_seed_and_evaluation_masks_do_not(tokenizer, encoded):

@@ -14,7 +14,7 @@ RELEVANT = [sorted(random.choice(40, size=random.integers(1, 4), replace=False).
 
 
 def ranked(similarities=SIMILARITIES, relevant=RELEVANT, temperature=0.5):
-    return rank(lambda part: similarities[part], relevant, temperature)
+    return rank(lambda part: similarities[part], relevant, [[]] * len(relevant), temperature)
 
 
 def test_scores_are_those_of_scikit_learn():
@@ -46,7 +46,7 @@ def test_memory_is_that_of_a_few_queries(monkeypatch):
     whole = ranked()
     monkeypatch.setattr(retrieval, "QUERIES_AT_ONCE", 7)
     seen = []
-    parts = rank(lambda part: seen.append(part) or SIMILARITIES[part], RELEVANT, 0.5)
+    parts = rank(lambda part: seen.append(part) or SIMILARITIES[part], RELEVANT, [[]] * 30, 0.5)
     assert parts == whole and len(seen) == 5
 
 

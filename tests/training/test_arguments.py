@@ -89,6 +89,9 @@ def test_output_dir_follows_the_task():
 
 def test_config_overrides_are_a_mapping():
     assert Arguments(config_overrides="{hidden_size: 32}").parsed_config_overrides() == {"hidden_size": 32}
+    assert Arguments(config_overrides='{"layer_norm_eps": 1e-12}').parsed_config_overrides() == {
+        "layer_norm_eps": 1e-12
+    }
     assert Arguments().parsed_config_overrides() == {}
 
 
@@ -189,6 +192,7 @@ ABOVE_0 = [
             {"task": "sequence-classification", "problem_type": "binary"},
             "--problem_type is 'binary'; it is one of single_label_classification, multi_label_classification, regression.",
         ),
+        ({"label_column": "token"}, "--label_column is for --task sequence-classification, token-classification and embedding; the task is mlm."),
         ({"label_column": "y"}, "--label_column is for --task sequence-classification, token-classification and embedding; the task is mlm."),
         ({"task": "causal-lm", "mlm_masking": "span"}, "--mlm_masking is for --task mlm; the task is causal-lm."),
         ({"task": "embedding", "streaming": True}, "--streaming is for --task causal-lm and mlm; the task is embedding."),
@@ -209,6 +213,8 @@ ABOVE_0 = [
         ({"license": "Apache 2.0"}, "--license is 'Apache 2.0'; the Hub writes it in the manner of apache-2.0."),
         ({"language": ["en", "English"]}, "--language is 'English'; the Hub writes it in the manner of en."),
         ({"config_overrides": "[1]"}, """--config_overrides '[1]' is no mapping; write it as '{"hidden_size": 192}'."""),
+        ({"config_overrides": '{"dtype": "foo"}'}, "--config_overrides dtype is no option of an architecture: leave it out."),
+        ({"config_overrides": '{"output_attentions": true}'}, "--config_overrides output_attentions is no option of an architecture: leave it out."),
         ({"config_overrides": "{"}, """--config_overrides '{' is no mapping; write it as '{"hidden_size": 192}'."""),
     ],
 )  # fmt: skip

@@ -97,6 +97,13 @@ def test_what_diverges_is_said(tiny, train_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistake_is_said_once_by_two_processes(tiny, tmp_path):
+    run = Run(flat(tiny(train_file=[str(tmp_path / "nothere.txt")])), tmp_path / "log", processes=2)
+    assert set(run.wait()) != {0}
+    assert run.output.count("nothere.txt: there is no such file or folder, check the path.") == 1
+    assert "hf_tfenc/training" not in run.output  # no traceback of ours
+
+
 def test_two_processes_say_it_once(tiny, train_file, tmp_path):
     options = flat(tiny(train_file=[train_file], sample_by="line", num_train_epochs=1))
     report = Run(options | {"dry_run": True}, tmp_path / "log", processes=2).finish()

@@ -88,7 +88,8 @@ def test_a_step_that_is_skipped_on_the_device_was_never_made(model, options, nam
     for number in range(1, 5):
         give_gradients(model, number)
         if number == bad:
-            next(model.parameters()).grad[0] = torch.nan
+            for parameter in model.parameters():
+                parameter.grad.view(-1)[0] = torch.nan
         assert skip_unless(torch.tensor(number != bad), skipping, accelerator)
         skipping.step()
         if number != bad:
@@ -230,6 +231,18 @@ def test_warmup_stable_decay_falls_over_its_last_steps(options):
     seen = rates(options, 100, lr_scheduler_type="warmup_stable_decay", warmup_steps=10)
     fall = round(100 * (1 - DECAY_SHARE))
     assert set(seen[10 : fall + 1]) == {1.0} and seen[fall + 1] < 1 and 0.4 < seen[(fall + 100) // 2] < 0.6
+
+
+def test_a_long_warmup_shortens_the_fall(options):
+    seen = rates(options, 100, lr_scheduler_type="warmup_stable_decay", warmup_steps=0.8)
+    assert seen[80] == 1 and seen[100] == pytest.approx(0, abs=1e-6)
+    assert all(after > before for before, after in pairwise(seen[:81]))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_warmup_without_an_end_is_refused(options, name):
+    with pytest.raises(ValueError, match=r"^--warmup_steps 500 is no less than the 20 steps of this run: give fewer"):
+        rates(options, 20, lr_scheduler_type=name, warmup_steps=500)
 
 
 def test_every_schedule_is_tested():

@@ -10,8 +10,9 @@ from datasets import Dataset, DatasetDict
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
-from hf_tfenc.training.arguments import OptionError
-from hf_tfenc.training.preflight import check_folder, check_processes, check_rows, check_space
+from hf_tfenc.training.arguments import Arguments, OptionError
+from hf_tfenc.training.machine import make_accelerator
+from hf_tfenc.training.preflight import check_attention, check_folder, check_processes, check_rows, check_space
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 Usage = collections.namedtuple("Usage", "total used free")
@@ -31,6 +32,22 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match=r"^2 processes were launched, and this one knows of 1: launch them with"):
         check_processes(accelerator)
+
+
+def test_a_launcher_that_divides_gradients_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(
+        OptionError, match=r"^accelerate launch has gradient accumulation steps 4: leave that to --grad"
+    ):
+        make_accelerator(Arguments())
+
+
+def test_attention_that_is_not_to_be_had_is_refused():
+    check_attention(Arguments(attn_implementation="sdpa"))
+    with pytest.raises(
+        OptionError, match=r"^--attn_implementation flash_attention_9 is not to be had here \(.*\): choose"
+    ):
+        check_attention(Arguments(attn_implementation="flash_attention_9"))
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):

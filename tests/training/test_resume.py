@@ -318,6 +318,19 @@ def test_a_checkpoint_can_be_named_and_newer_ones_step_aside(options, tmp_path):
     measured = [record["eval_loss"] for record in abandoned["log"] if "eval_loss" in record]
     assert abandoned["metrics"]["eval_loss"] == pytest.approx(min(measured), rel=1e-5)
 
+    # Nor does one that other rows have chosen.
+    (tmp_path / "hard.txt").write_text("\n".join(f"{number:x} zzz {number**7}" for number in range(40)))
+    Run(
+        options("back", save_total_limit=10, validation_file=[str(tmp_path / "hard.txt")], max_steps=16, **again),
+        tmp_path / "log",
+    ).finish()
+    of_other_rows = result(tmp_path / "back")
+    measured = [
+        record["eval_loss"] for record in of_other_rows["log"] if "eval_loss" in record and record["step"] > 10
+    ]
+    assert of_other_rows["metrics"]["eval_loss"] == pytest.approx(min(measured), rel=1e-5)
+    assert min(measured) > 1.1 * abandoned["metrics"]["eval_loss"]
+
     other = options("other", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-000010"))
     assert "The best model so far stays in" in Run(other, tmp_path / "log").finish()
     there = result(tmp_path / "other")

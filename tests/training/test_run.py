@@ -188,7 +188,7 @@ def test_a_finished_folder_is_measured_again(tiny, train_file, capsys, learning_
     assert "holds this run, finished" in capsys.readouterr().out
 
 
-def test_a_folder_of_another_run_is_refused(finished, capsys):
+def test_a_folder_of_another_run_is_refused(finished, capsys, monkeypatch):
     args, _ = finished
     config, folder = ["--config", str(Path(args.output_dir) / "train_config.yaml")], Path(args.output_dir)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -206,6 +206,10 @@ def test_a_folder_of_another_run_is_refused(finished, capsys):
     # A mistake that is found only later must not have cost the old run.
     assert "none.txt" in refusal([*config, "--overwrite_output_dir", "--train_file", "none.txt"], capsys)
     assert "vocab_size" in refusal([*config, "--overwrite_output_dir", "--vocab_size", "10"], capsys)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for source in (folder / "*.safetensors", f"~/{folder.name}/model.safetensors", folder):
+        said = refusal([*config, "--overwrite_output_dir", "--train_file", str(source)], capsys)
+        assert f"--overwrite_output_dir would remove --train_file {source}: leave one" in said
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
