@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
@@ -24,6 +24,9 @@ from .data.files import Files, SampleBy, find_files
 from .data.values import shown
 from .extras import require
 from .memory import memory_for
+from .modeling_tfenc import TfEncModel
+from .pretrained import load_whole, saved_errors
+from .publish.sentence_transformers import pools_there
 from .tokenization import HUB_ID
 from .training.lock import FolderLock
 
@@ -144,8 +147,18 @@ def load_model(name_or_path: str, encoding: Encoding) -> Any:
     if not Path(name_or_path).is_dir() and not HUB_ID.fullmatch(name_or_path):
         raise OSError(f"--model_name_or_path {name_or_path}: there is no such folder, check the path.")
     dtype = torch.bfloat16 if encoding.bf16 else torch.float32
-    model = SentenceTransformer(name_or_path, model_kwargs={"dtype": dtype})
+    with saved_errors(name_or_path):
+        model = SentenceTransformer(name_or_path, model_kwargs={"dtype": dtype})
+    for ours in (module for module in transformers_in(model) if isinstance(module, TfEncModel)):
+        if ours.config.architectures == ["TfEncModel"] and not pools_there(ours.config):
+            raise ValueError(
+                f"sentence-transformers has no pooler_activation {ours.config.pooler_activation!r}, as the model in "
+                f"{name_or_path} has: take its pooler_output by AutoModel."
+            )
+        load_whole(AutoModel, name_or_path, add_pooling_layer=False)  # else what is missing would be random numbers
+        model.tokenizer.split_special_tokens = True  # as in training: a "[SEP]" in a text is text
     if encoding.max_seq_length is not None:
+        check_max_seq_length(encoding.max_seq_length, model)
         model.max_seq_length = encoding.max_seq_length
     if encoding.torch_compile:
         if model.device.type == "cpu":
@@ -158,6 +171,21 @@ def load_model(name_or_path: str, encoding: Encoding) -> Any:
     return model
 
 
+def check_max_seq_length(asked: int, model: Any) -> None:
+    """Raise ValueError where so few tokens hold no text, or where the model has no positions for so many."""
+    special = (
+        model.tokenizer.num_special_tokens_to_add() if hasattr(model.tokenizer, "num_special_tokens_to_add") else 0
+    )
+    if asked <= special:
+        raise ValueError(f"--max_seq_length {asked} has no room for text beside {special} special tokens: raise it.")
+    for module in transformers_in(model):
+        config = module.config
+        learned = getattr(config, "position_embedding_type", "absolute") in ("sinusoidal", "learned", "absolute")
+        limit = getattr(config, "max_position_embeddings", None)
+        if learned and limit is not None and asked > limit and config.model_type in ("tfenc", "bert"):
+            raise ValueError(f"--max_seq_length {asked} is more than the model's {limit} positions: lower it.")
+
+
 def transformers_in(model: torch.nn.Module) -> list[PreTrainedModel]:
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
@@ -166,7 +194,7 @@ def digest_of(model: Any, encoding: Encoding) -> bytes:
     """A hash of all that vectors depend on but the texts; how many are computed at once changes their last bits alone."""
     settled = encoding._replace(batch_size=None, max_seq_length=model.max_seq_length)
     tokenizer = model.tokenizer
-    sides = [getattr(tokenizer, f"{work}_side", None) for work in ("truncation", "padding")]
+    sides = [getattr(tokenizer, name, None) for name in ("truncation_side", "padding_side", "split_special_tokens")]
     options = (settled, str(model), model.prompts, model.default_prompt_name, model.truncate_dim, sides)
     digest = hashlib.blake2b(repr(options).encode())
     for module in transformers_in(model):

@@ -17,7 +17,7 @@ from .data.collators import numpy_column
 from .data.compression import uncompressed_name
 from .data.sources import load_split
 from .memory import memory_for
-from .pretrained import quiet_loading, read_config
+from .pretrained import load_whole, read_config
 from .tasks import TASKS, Task
 from .tokenization import load_tokenizer
 from .training.arguments import Arguments, OptionError, parse_evaluation
@@ -76,7 +76,7 @@ def evaluate(args: Arguments) -> dict[str, Any]:
     metrics: dict[str, Any] = evaluation.metrics(measured)
     metrics |= {"eval_samples": len(source), "eval_tokens": int(numpy_column(rows, "length").sum())}
     metrics["eval_runtime"] = time.monotonic() - started
-    metrics |= {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path), "data": measured_data(args)}
+    metrics |= what_is_measured(args)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         records = task.predictions(measured, source, rows)
@@ -97,17 +97,13 @@ def load_model(args: Arguments, task: Task) -> PreTrainedModel:
     """The trained model, from which the task takes what it needs.
 
     Raises:
-        OptionError: it has no head for this task.
+        OSError: it has no head for this task, or is damaged.
     """
-    with quiet_loading():  # what is missing is said below, and what another head needs is no news
-        model, loading = task.auto_class.from_pretrained(
-            args.model_name_or_path, output_loading_info=True, **attention_options(args)
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise OptionError(
-            f"{args.model_name_or_path} was not trained for --task {args.task}: it has no {missing[0]}. Name the task "
-            "that it was trained for, or train it for this one first."
-        )
+    absent = (
+        f"{args.model_name_or_path} was not trained for --task {args.task}, and lacks weights for it: name the task that "
+        "it was trained for, or train it for this one first."
+    )
+    model = load_whole(task.auto_class, str(args.model_name_or_path), absent, **attention_options(args))
     task.adopt(model.config)
     return model
 
@@ -128,8 +124,14 @@ def trained_with(model: str) -> dict[str, Any]:
 
 
 def measured_data(args: Arguments) -> list[str]:
-    """The files, or the data set, that are measured."""
-    return [os.path.abspath(file) for file in args.test_file or []] or [args.dataset_name or "data"]
+    """The files, or the data set with its configuration and revision, that are measured."""
+    hub = [args.dataset_name or "data", args.dataset_config_name, args.dataset_revision]
+    return [os.path.abspath(file) for file in args.test_file or []] or list(filter(None, hub))
+
+
+def what_is_measured(args: Arguments) -> dict[str, Any]:
+    """What tells an evaluation from another one."""
+    return {"hf_tfenc_task": args.task, "model": str(args.model_name_or_path), "data": measured_data(args)}
 
 
 def output_folder(args: Arguments) -> Path:
@@ -148,7 +150,11 @@ def output_folder(args: Arguments) -> Path:
     model = Path(str(args.model_name_or_path))
     folder = (model if model.is_dir() else Path("outputs") / model.name) / f"eval-{name}"
     if (folder / METRICS_FILE).exists():
-        before = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("data", data)
-        if before != data:
-            raise OptionError(f"{folder} holds the metrics of {', '.join(before)}: give another --output_dir.")
+        before = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        for what, now in what_is_measured(args).items():
+            if before.get(what, now) != now:
+                then = (
+                    ", ".join(before[what]) if what == "data" else f"{what.removeprefix('hf_tfenc_')} {before[what]}"
+                )
+                raise OptionError(f"{folder} holds the metrics of {then}: give another --output_dir.")
     return folder

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from . import modeling_tfenc
 from .configuration_tfenc import LAYER_TYPES, TfEncConfig
 from .data.hub import quiet_hub
 from .publish.convert import from_bert, from_bert_config, from_modernbert, from_modernbert_config
@@ -166,6 +168,49 @@ def build(
             output_loading_info=True,
             **{"dtype": torch.float32} | options,
         )
+
+
+def class_of(config: PreTrainedConfig, where: str) -> type[PreTrainedModel]:
+    """Our class that a checkpoint was saved from. Raises ValueError, which names `where`, if that was none of ours."""
+    name = next(iter(config.architectures or []), "TfEncModel")
+    if name not in modeling_tfenc.__all__:
+        raise ValueError(f"{where} is a {name}, which is none of our classes: {', '.join(modeling_tfenc.__all__)}.")
+    return getattr(modeling_tfenc, name)
+
+
+def load_whole(kind: Any, name_or_path: str, absent: str = "", **options: Any) -> PreTrainedModel:
+    """A saved model of ours, all of whose weights are there, in float32.
+
+    Args:
+        kind: one of our classes, or an Auto class
+        absent: what to say, in place of the weight's name, where one is missing
+
+    Raises:
+        OSError: a file is damaged, or a weight missing or of another shape.
+    """
+    with quiet_loading(), saved_errors(name_or_path):
+        model, loading = kind.from_pretrained(
+            name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise OSError(absent or f"The model in {name_or_path} has no {missing[0]}: save it there anew.")
+    if misfits := sorted(loading["mismatched_keys"]):
+        name, found, wanted = misfits[0]
+        raise OSError(
+            f"The model in {name_or_path} has {name} of shape {tuple(found)}, and its config.json says "
+            f"{tuple(wanted)}: save it there anew."
+        )
+    return model
+
+
+@contextmanager
+def saved_errors(name_or_path: str) -> Iterator[None]:
+    """Damaged weights as an OSError of one sentence."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".: ")
+        raise OSError(f"The model in {name_or_path} cannot be read ({reason}): save it there anew.") from error
 
 
 @contextmanager

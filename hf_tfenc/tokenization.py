@@ -165,6 +165,14 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> None:
+    """Write a tokenizer's files, without the truncation and padding that it was last called with."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],

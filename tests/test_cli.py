@@ -117,7 +117,20 @@ def test_the_folder_is_named_after_the_data_and_keeps_that_of_others(model, rows
     assert f"eval-some.rows holds the metrics of {rows}: give another --output_dir" in refusal(
         model, *options, namesake
     )
-    assert (model / "eval-some.rows" / "metrics.json").read_text() == before
+    metrics = json.loads(before)
+    for changed, said in [
+        ({"hf_tfenc_task": "mlm"}, "eval-some.rows holds the metrics of task mlm: give another --output_dir"),
+        ({"model": "ada/letters"}, "eval-some.rows holds the metrics of model ada/letters: give another --output_dir"),
+    ]:
+        (model / "eval-some.rows" / "metrics.json").write_text(json.dumps(metrics | changed))
+        assert said in refusal(model, *options, rows)
+
+
+def test_options_of_a_models_folder_are_data(model, rows):
+    trained = 'task: sequence-classification\ntext_column: ["text", "--max_eval_samples=1"]'
+    (model / "train_config.yaml").write_text(trained)
+    said = refusal(model, "--test_file", rows)
+    assert "text_column holds '--max_eval_samples=1', which looks like an option" in said
 
 
 def test_a_run_keeps_its_own_metrics(model, rows, tmp_path):
@@ -168,7 +181,9 @@ def test_mistakes_are_one_sentence(model, rows, tmp_path, tokenizer):
 
 
 def test_a_model_without_the_tasks_head_is_refused(model, rows):
-    assert "was not trained for --task mlm: it has no" in refusal(model, "--task", "mlm", "--test_file", rows)
+    assert "was not trained for --task mlm, and lacks weights for it: name the task" in refusal(
+        model, "--task", "mlm", "--test_file", rows
+    )
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path, rows, tokenizer):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
@@ -16,8 +17,13 @@ from hf_tfenc import TfEncForMaskedLM, TfEncModel, embed
 from hf_tfenc.cli import app
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.sentence_transformers import write_modules
+from hf_tfenc.tokenization import encode_rows
+from hf_tfenc.training.lock import FolderLock
 
 pytest.importorskip("sentence_transformers", reason="needs the extra sentence-transformers")
+
+
+ENCODING = embed.Encoding()
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +239,67 @@ def test_another_model_is_known_by_more_than_its_weights(model, tmp_path, change
     assert before == embed.digest_of(embed.load_model(str(folder), embed.Encoding()), embed.Encoding())
     change(folder)
     assert before != embed.digest_of(embed.load_model(str(folder), embed.Encoding()), embed.Encoding())
+
+
+def test_another_model_is_known_by_its_weights(model, tmp_path):
+    shutil.copytree(model, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["layers.0.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    one, other = (
+        embed.digest_of(embed.load_model(str(path), ENCODING), ENCODING) for path in (model, tmp_path / "other")
+    )
+    assert one == embed.digest_of(embed.load_model(model, ENCODING), ENCODING) != other
+
+
+def test_missing_weights_are_no_random_numbers(model, tmp_path):
+    shutil.copytree(model, tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OSError, match=r"has no layers\.1\.mlp\.up_proj\.weight: save it there anew\.$"):
+        embed.load_model(str(tmp_path / "part"), ENCODING)
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(OSError, match=r"cannot be read \(.*\): save it there anew\.$"):
+        embed.load_model(str(tmp_path / "part"), ENCODING)
+
+
+def test_special_tokens_in_a_text_are_text(model, tokenizer):
+    text = "the cat [SEP] [MASK] draws [PAD] the river"
+    loaded = embed.load_model(model, ENCODING)
+    with torch.no_grad():
+        body = TfEncModel.from_pretrained(model).eval()
+        expected = body(**encode_rows(tokenizer, [text], return_tensors="pt")).pooler_output
+    torch.testing.assert_close(
+        torch.from_numpy(embed.vectors(loaded, [text], ENCODING)), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_two_calls_do_not_write_one_file(model, file, tmp_path, monkeypatch):
+    def taken(self):
+        raise OSError(f"{self.path.parent} is in use")
+
+    monkeypatch.setattr(FolderLock, "take", taken)
+    with pytest.raises(OSError, match=r"\.out\.parquet\.parts is in use$"):
+        embed.embed(str(file), tmp_path / "out.parquet", model)
+    assert not list((tmp_path / ".out.parquet.parts").iterdir())
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_limit_without_room_for_text_is_refused(model, tokens):
+    with pytest.raises(ValueError, match=rf"^--max_seq_length {tokens} has no room for text beside 2 special tokens"):
+        embed.load_model(model, embed.Encoding(max_seq_length=tokens))
+
+
+def test_a_limit_beyond_the_positions_is_refused(tokenizer, tmp_path):
+    config = preset_config("bert-tiny", vocab_size=len(tokenizer), max_position_embeddings=64, num_hidden_layers=1)
+    body = TfEncModel(config)
+    body.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_modules(body, tmp_path)
+    with pytest.raises(ValueError, match=r"^--max_seq_length 65 is more than the model's 64 positions: lower it\.$"):
+        embed.load_model(str(tmp_path), embed.Encoding(max_seq_length=65))
+    assert embed.load_model(str(tmp_path), embed.Encoding(max_seq_length=64)).max_seq_length == 64
 
 
 def test_texts_are_told_apart():

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import hf_tfenc
 
+from ..pretrained import class_of, load_whole
 from ..tokenization import load_tokenizer, vocabulary_size
 from ..training.arguments import OptionError
 from ..training.ending import ending_well
@@ -64,7 +65,7 @@ def load(folder: str) -> PreTrainedModel:
     """The model in a folder, with the head that it was saved with, on the eager attention that gives its weights.
 
     Raises:
-        OptionError: there is no model of ours in it.
+        OptionError, OSError: there is no model of ours in it, or a damaged one.
     """
     if not Path(folder).is_dir():
         raise OptionError(f"There is no folder {folder}: give the output folder of a training.")
@@ -74,22 +75,9 @@ def load(folder: str) -> PreTrainedModel:
         )
     check_kind(folder, folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    name = (config.architectures or ["TfEncModel"])[0]
-    kind = getattr(hf_tfenc, name, hf_tfenc.TfEncModel)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what is missing is said below
+    kind = class_of(config, folder)
     transformers_logging.disable_progress_bar()
-    try:
-        model, loading = kind.from_pretrained(
-            folder, attn_implementation="eager", local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # a damaged file raises no narrower class
-        reason = " ".join(str(error).split()).rstrip(".: ")
-        raise OptionError(f"The model in {folder} cannot be read ({reason}): save it there anew.") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if missing := sorted(loading["missing_keys"]):
-        raise OptionError(f"The model in {folder} has no {missing[0]}: save it there anew.")
+    model = load_whole(kind, folder, attn_implementation="eager", local_files_only=True)
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import html
 import logging
 import re
 import sysconfig
@@ -23,6 +24,7 @@ from transformers import PreTrainedConfig
 from ..tasks import TASKS, Task
 from ..training.arguments import CONFIG_FILE, Arguments
 from ..training.checkpointing import write_text
+from .sentence_transformers import pools_there
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +199,7 @@ def card_text(
         language=args.language or known.get("language"),
         datasets=hub_id(args.dataset_name),
         base_model=hub_id(args.model_name_or_path),
-        tags=["hf_tfenc", "tfenc"] + ["sentence-transformers"] * (args.task == "embedding"),
+        tags=["hf_tfenc", "tfenc"] + ["sentence-transformers"] * (args.task == "embedding" and pools_there(config)),
         widget=metrics.get("widget") or None,
         model_name=Path(where).name,
         eval_results=eval_results(args, metrics),
@@ -314,8 +316,13 @@ def labels_of(task: type[Task], config: PreTrainedConfig) -> str | None:
     """The names of a classifier's labels, as many as a table holds."""
     if "Classification" not in task.auto_class.__name__ or config.problem_type == "regression":
         return None
-    labels = [str(label).replace("|", r"\|") for label in config.id2label.values()]
+    labels = [in_a_cell(str(label)) for label in config.id2label.values()]
     return ", ".join(labels[:SHOWN_LABELS]) + f", … ({len(labels)})" * (len(labels) > SHOWN_LABELS)
+
+
+def in_a_cell(text: str) -> str:
+    """A text as it is, in a table of Markdown: one line, with nothing in it that is taken for HTML or a border."""
+    return html.escape(" ".join(text.split()), quote=False).replace("\\", "\\\\").replace("|", r"\|")
 
 
 def fence_of(texts: list[str]) -> str:

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import modeling_tfenc
 from ..configuration_tfenc import TfEncConfig
 from ..modeling_tfenc import sinusoidal_table
 from ..pretrained import StateDict, build, read_config, read_file, read_pretrained, with_options
-from ..tokenization import load_tokenizer, vocabulary_size
+from ..tokenization import load_tokenizer, save_tokenizer, vocabulary_size
 from ..training.checkpointing import save_model, write_text
+from .comparing import largest_difference, sample_batches
 from .convert import (
     from_bert_config,
     from_modernbert_config,
@@ -46,7 +46,6 @@ HEADS = (
 )  # fmt: skip
 PREFIXES = {"bert": "Bert", "modernbert": "ModernBert", "tfenc": "TfEnc"}  # of the names of classes
 RENAMED_HEADS = {"BertForPreTraining": "ForMaskedLM"}  # less the next-sentence head
-TOLERANCE = 1e-4  # of the largest output: float32 in another order of sums; what is wrong differs by far more
 COMPARED = ("logits", "prediction_logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 
 
@@ -118,8 +117,10 @@ def _to_ours(source: str, out: Path) -> list[str]:
     ours, loading = build(auto_class, pretrained.config, pretrained.weights)
     theirs = getattr(transformers, name).from_pretrained(source, dtype=torch.float32)
     report = [_named("Left out, for this head does without", loading["unexpected_keys"])]
+    if heads := sorted(key for key in loading["missing_keys"] if "pooler" not in key):
+        raise ValueError(f"{source} lacks the weight {heads[0]}: it is no whole {name}.")
     report += [_named("Not in the checkpoint, so begun anew", loading["missing_keys"])]
-    skipped = ("pooler_output",) if any("pooler" in key for key in loading["missing_keys"]) else ()
+    skipped = ("pooler_output",) if loading["missing_keys"] else ()
     report += [_comparison(ours, theirs, skipped)]
     return _save(ours, ours, pretrained.weights, source, out, report)
 
@@ -133,6 +134,9 @@ def _to_theirs(source: str, out: Path, family: str) -> list[str]:
     )
     if loading["missing_keys"]:
         raise ValueError(f"{source} lacks the weight {sorted(loading['missing_keys'])[0]}: it is no whole {name}.")
+    if loading["mismatched_keys"]:
+        key, found, wanted = sorted(loading["mismatched_keys"])[0]
+        raise ValueError(f"{source} has {key} of shape {tuple(found)}, and its config.json says {tuple(wanted)}.")
     state = dict(ours.state_dict())
     if family == "bert" and config.position_embedding_type == "sinusoidal":
         # The fixed table as a learned one: the same numbers, which further training may then change.
@@ -210,6 +214,10 @@ def _from_torch(path: Path, out: Path, tokenizer_name: str | None, overrides: di
             "vocab_size in --config_overrides."
         )
     config = from_torch_config(state, overrides)
+    if tokenizer is not None and vocabulary_size(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"vocab_size is {config.vocab_size}, and {tokenizer_name} has {vocabulary_size(tokenizer)} tokens: raise it."
+        )
     weights = from_torch_encoder(state)
     ours, loading = build(AutoModel, config, weights)
     report = [
@@ -232,7 +240,7 @@ def _to_torch(source: str, out: Path) -> list[str]:
     tokenizer, absent = _tokenizer(source)
     out.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
-        tokenizer.save_pretrained(out)
+        save_tokenizer(tokenizer, out)
     write_text(out / TORCH_ARGUMENTS, json.dumps(arguments, indent=2) + "\n")
     save_file({key: tensor.contiguous() for key, tensor in to_torch_encoder(inside).items()}, out / TORCH_WEIGHTS)
     made = (
@@ -256,7 +264,13 @@ def torch_encoder(arguments: dict[str, Any]) -> nn.TransformerEncoder:
 def _torch_comparison(config: TfEncConfig, weights: StateDict) -> str:
     """Compare what is alike in both: the layers, on vectors that both are given."""
     theirs = torch_encoder(to_torch_arguments(config))
-    theirs.load_state_dict(to_torch_encoder(weights))
+    try:
+        theirs.load_state_dict(to_torch_encoder(weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"Weights and configuration do not fit each other ({reason}): mend the one or the other."
+        ) from error
     outside = {
         "position_embedding_type": "none",
         "embedding_scale": 1.0,
@@ -265,19 +279,12 @@ def _torch_comparison(config: TfEncConfig, weights: StateDict) -> str:
     }
     outside |= {"pooling": "none", "pooler_activation": None, "vocab_size": 1, "pad_token_id": 0}
     ours, _ = build(AutoModel, with_options(config, outside), weights)
-    x, mask = torch.randn(3, 16, config.hidden_size, generator=torch.Generator().manual_seed(0)), _mask(3, 16)
+    x = torch.randn(3, 16, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(16) < torch.tensor([[16], [12], [8]])).long()
     with torch.no_grad():
         result = ours.eval()(inputs_embeds=x, attention_mask=mask).last_hidden_state
         expected = theirs.eval()(x, src_key_padding_mask=mask == 0)
-    return _difference([(result[mask.bool()], expected[mask.bool()])])
-
-
-# --- Comparing -------------------------------------------------------------------------------------------------------
-
-
-def _mask(rows: int, length: int) -> Tensor:
-    """Rows of different lengths, padded on the right: (rows, length)."""
-    return (torch.arange(length)[None] < torch.linspace(length, length // 2, rows)[:, None]).long()
+    return _said(largest_difference({"last_hidden_state": result}, {"last_hidden_state": expected}, mask))
 
 
 def _comparison(ours: PreTrainedModel, theirs: PreTrainedModel, skipped: tuple[str, ...] = ()) -> str:
@@ -286,34 +293,19 @@ def _comparison(ours: PreTrainedModel, theirs: PreTrainedModel, skipped: tuple[s
     Raises:
         ValueError: by more than float32 explains.
     """
-    random, config = torch.Generator().manual_seed(0), ours.config
-    length = min(16, config.max_position_embeddings)
-    ids, mask = torch.randint(config.vocab_size, (4, length), generator=random), _mask(4, length)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if config.type_vocab_size:
-        inputs["token_type_ids"] = torch.randint(config.type_vocab_size, ids.shape, generator=random)
-    if isinstance(ours, modeling_tfenc.TfEncForMultipleChoice):
-        inputs = {name: tensor.view(2, 2, length) for name, tensor in inputs.items()}
-    with torch.no_grad():
-        outputs = [model.eval()(**inputs) for model in (ours, theirs)]
-    result, expected = (
-        {name.removeprefix("prediction_"): output[name] for name in COMPARED if output.get(name) is not None}
-        for output in outputs
-    )
-    pairs = []
-    for name in sorted(result.keys() & expected.keys() - set(skipped)):
-        kept = (
-            mask.bool() if result[name].shape[:2] == mask.shape else slice(None)
-        )  # what padding becomes is no matter
-        pairs.append((result[name][kept], expected[name][kept]))
-    return _difference(pairs)
-
-
-def _difference(pairs: list[tuple[Tensor, Tensor]]) -> str:
-    largest = max(float((a - b).abs().max()) for a, b in pairs)
-    if not largest <= TOLERANCE * max(1.0, *(float(b.abs().max()) for _, b in pairs)):
-        raise ValueError(
-            f"The two models' outputs differ by {largest:.1e} on a sample batch, so nothing was written: this "
-            "checkpoint holds something that its configuration does not tell; please report it."
+    largest = 0.0
+    for batch in sample_batches(ours, segments=True):
+        with torch.no_grad():
+            outputs = [model.eval()(**batch) for model in (ours, theirs)]
+        result, expected = (
+            {name.removeprefix("prediction_"): output[name] for name in COMPARED if output.get(name) is not None}
+            for output in outputs
         )
-    return f"Outputs of the two models on a sample batch differ by {largest:.1e} at most."
+        compared = result.keys() & expected.keys() - set(skipped)
+        expected = {name: expected[name] for name in compared}
+        largest = max(largest, largest_difference(result, expected, batch["attention_mask"]))
+    return _said(largest)
+
+
+def _said(largest: float) -> str:
+    return f"Outputs of the two models on sample batches differ by {largest:.1e} at most."

@@ -382,17 +382,24 @@ def from_torch_config(state: Mapping[str, Tensor], options: dict[str, Any]) -> T
     Raises:
         ValueError: no such state dict, or no `num_attention_heads` in `options`: weights do not tell it.
     """
-    first = "layers.0.self_attn.in_proj_weight"
-    if first not in state:
-        raise ValueError(f"The state dict has no {first}: save that of the torch.nn.TransformerEncoder itself.")
+    first, up = "layers.0.self_attn.in_proj_weight", "layers.0.linear1.weight"
+    for name in (first, up):
+        if name not in state:
+            raise ValueError(f"The state dict has no {name}: save that of the torch.nn.TransformerEncoder itself.")
     if not {"num_attention_heads", "nhead"} & options.keys():
         raise ValueError("Weights do not tell the number of heads: give num_attention_heads in --config_overrides.")
     bias = "layers.0.linear1.bias" in state
     read = {
         "hidden_size": state[first].shape[1],
-        "intermediate_size": state["layers.0.linear1.weight"].shape[0],
+        "intermediate_size": state[up].shape[0],
         "num_hidden_layers": len({key.split(".")[1] for key in state if key.startswith("layers.")}),
         "final_norm": "norm.weight" in state,
         **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias"), bias),
     }
+    options = {TfEncConfig.attribute_map.get(name, name): value for name, value in options.items()}
+    for name, value in read.items():
+        if options.get(name, value) != value:
+            raise ValueError(
+                f"--config_overrides {name} is {options[name]}, and the weights say {value}: leave it out."
+            )
     return TfEncConfig(**read | options)

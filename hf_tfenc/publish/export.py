@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from transformers.utils import logging as transformers_logging
 from .. import modeling_tfenc
 from ..configuration_tfenc import TfEncConfig
 from ..extras import require
-from ..pretrained import read_config
-from ..tokenization import load_tokenizer
-
-TOLERANCE = 1e-4  # of the largest output, as in conversion
-SHAPES = ((2, 8), (1, 1), (1, 13), (3, 5), (5, 29))  # of sample batches; the first is what the graph is traced with
+from ..pretrained import class_of, load_whole, read_config
+from ..tokenization import load_tokenizer, save_tokenizer
+from .comparing import largest_difference, sample_batches
 
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -55,20 +53,27 @@ def export(source: str, out: Path, kind: str) -> list[str]:
         raise ValueError(
             f"{source} is a {config.model_type} model: convert it with hf-tfenc convert, and export that."
         )
-    head = getattr(modeling_tfenc, next(iter(config.architectures or []), "TfEncModel"))
-    model = head.from_pretrained(source, dtype=torch.float32).eval()
+    model = load_whole(class_of(config, source), source).eval()
     if kind == "torch-export" and isinstance(model, modeling_tfenc.TfEncForMultipleChoice):
-        raise ValueError(f"torch.export fixes the batch of a {head.__name__}, so it goes to --format onnx only.")
+        raise ValueError(
+            f"torch.export fixes the batch of a {type(model).__name__}, so it goes to --format onnx only."
+        )
     tokenizer = load_tokenizer(source)
+    if not config.type_vocab_size:  # whoever runs the graph hands on what the tokenizer gives
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     batches = list(sample_batches(model, segments="token_type_ids" in tokenizer.model_input_names))
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".exporting-", dir=out.parent))
     try:
         run = FORMATS[kind](model, batches[0], beside)
-        largest = max(largest_difference(model, run, batch) for batch in batches)
+        with torch.no_grad():
+            largest = max(
+                largest_difference(run(batch), tensors_of(model(**batch)), batch["attention_mask"])
+                for batch in batches
+            )
         vars(model.config).pop("auto_map", None)  # a graph needs no code of ours; nobody is to be asked to run it
         (beside / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
-        tokenizer.save_pretrained(beside)
+        save_tokenizer(tokenizer, beside)
         beside.chmod(0o755)  # it was made for its owner alone
         os.replace(beside, out)
     finally:
@@ -78,6 +83,10 @@ def export(source: str, out: Path, kind: str) -> list[str]:
         f"Outputs of model and graph differ by {largest:.1e} at most, over batches of {shapes}.",
         f"{out} holds {', '.join(sorted(path.name for path in out.glob('model.*')))}, configuration and tokenizer.",
     ]
+
+
+def tensors_of(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in output.items() if isinstance(value, Tensor)}
 
 
 # --- Formats: write the graph, and return what runs it ---------------------------------------------------------------
@@ -149,45 +158,3 @@ REQUIRED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch-export": ()}
 def open_shapes(batch: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
     """For each input the axes that may have any size: batch and length, and choices in multiple choice."""
     return {name: dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for name, tensor in batch.items()}
-
-
-# --- Comparing -------------------------------------------------------------------------------------------------------
-
-
-def sample_batches(model: PreTrainedModel, segments: bool) -> Iterator[dict[str, Tensor]]:
-    """Batches of several shapes, with padding.
-
-    Args:
-        segments: whether a first text is told from a second, where the model can; a graph takes what its tokenizer gives.
-    """
-    random, config = torch.Generator().manual_seed(0), model.config
-    choices = (2,) if isinstance(model, modeling_tfenc.TfEncForMultipleChoice) else ()
-    for rows, length in SHAPES:
-        shape = (rows, *choices, min(length, config.max_position_embeddings))
-        ids = torch.randint(config.vocab_size, shape, generator=random)
-        lengths = torch.randint(1, shape[-1] + 1, shape[:-1], generator=random)
-        batch = {"input_ids": ids, "attention_mask": (torch.arange(shape[-1]) < lengths[..., None]).long()}
-        if segments and config.type_vocab_size:
-            batch["token_type_ids"] = torch.randint(config.type_vocab_size, shape, generator=random)
-        yield batch
-
-
-def largest_difference(model: PreTrainedModel, run: Run, batch: dict[str, Tensor]) -> float:
-    """Between what the model and the graph say of a batch, padding left out.
-
-    Raises:
-        ValueError: it is more than float32 explains.
-    """
-    with torch.no_grad():
-        expected = {name: value for name, value in model(**batch).items() if isinstance(value, Tensor)}
-    result, mask, largest = run(batch), batch["attention_mask"], 0.0
-    for name, values in expected.items():
-        kept = mask.bool() if values.shape[: mask.dim()] == mask.shape else slice(None)
-        difference = float((result[name][kept] - values[kept]).detach().abs().max())
-        if not difference <= TOLERANCE * max(1.0, float(values[kept].abs().max())):
-            raise ValueError(
-                f"{name} of model and graph differ by {difference:.1e} on a batch of shape {tuple(mask.shape)}, so the "
-                "graph is no good; please report it."
-            )
-        largest = max(largest, difference)
-    return largest

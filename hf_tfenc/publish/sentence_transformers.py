@@ -6,23 +6,32 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # Names of before version 5.4 of the library, which newer ones and other servers read too.
 TRANSFORMER, POOLING, DENSE = (f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense"))
-ACTIVATIONS = {"tanh": "torch.nn.modules.activation.Tanh"}
+# transformers' names of activations, and what the library loads for them.
+ACTIVATIONS = {
+    name: f"torch.nn.modules.activation.{kind}"
+    for name, kind in {"tanh": "Tanh", "gelu": "GELU", "relu": "ReLU", "silu": "SiLU", "sigmoid": "Sigmoid"}.items()
+}
+
+
+def pools_there(config: PreTrainedConfig) -> bool:
+    """Whether sentence-transformers can pool as a model of ours with this configuration does."""
+    return config.pooler_activation is None or config.pooler_activation in ACTIVATIONS
 
 
 def write_modules(model: PreTrainedModel, folder: Path) -> None:
     """Write `modules.json`, the pooling, and a dense layer where the model has a trained one, beside a saved model.
 
     The vectors are those of our own `pooler_output`; a model whose pooling is `none` gets the mean of its tokens.
-    A pooler whose activation the library cannot name is left to its own `pooler_output`, and nothing is written.
+    Where the library cannot name the pooler's activation, nothing is written.
     """
     config = model.config
     pooler = getattr(model, "pooler", None)  # heads on top of it were not trained for vectors, or have none
     dense = getattr(pooler, "dense", None) if config.pooler_activation is not None else None
-    if isinstance(dense, nn.Linear) and config.pooler_activation not in ACTIVATIONS:
+    if isinstance(dense, nn.Linear) and not pools_there(config):
         return
     _write(
         folder / "1_Pooling" / "config.json",

@@ -4,15 +4,18 @@ import json
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import AutoConfig
 
 from ..training.arguments import CONFIG_FILE
+from ..training.checkpointing import NAME, STATE_FILE, reseal
 from ..training.monitor import LOG_FILE
 from ..training.resume import METRICS_FILE
 from ..training.tracking import RUN_ID_FILE
@@ -27,7 +30,7 @@ AT_HOME = (
 STATE = ("checkpoint-*", "manifest.json", "optimizer", "optimizer.safetensors", "rng_rank*", "trainer_state.json")
 HUB_OPTIONS = ("dataset_name", "model_name_or_path", "tokenizer_name")  # a Hub id, or a path
 LARGE = 1_000_000  # bytes, from which files are linked and not copied: a run replaces these and never writes into them
-PATH_OPTIONS = ("train_file", "validation_file", "test_file", "output_dir")
+PATH_OPTIONS = ("train_file", "validation_file", "test_file", "output_dir", "resume_from_checkpoint")
 
 
 def public_files(folder: Path, include_checkpoints: bool = False) -> list[Path]:
@@ -60,16 +63,21 @@ def snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> I
 def take_snapshot(folder: Path, repo_id: str, include_checkpoints: bool = False) -> Path:
     """The same, to be removed by the caller."""
     beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder if os.access(folder, os.W_OK) else None))
+    rewritten: defaultdict[Path, list[str]] = defaultdict(list)  # in each checkpoint
     try:
         for path in public_files(folder, include_checkpoints):
             target = beside / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if rewrite := REWRITTEN.get(path.name):
                 target.write_text(rewrite((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
+                if NAME.fullmatch(path.parts[0]):
+                    rewritten[beside / path.parts[0]].append(Path(*path.parts[1:]).as_posix())
             elif path.name != LOG_FILE and (folder / path).stat().st_size >= LARGE:
                 _link(folder / path, target)
             else:
                 shutil.copyfile(folder / path, target)
+        for checkpoint, names in rewritten.items():
+            reseal(checkpoint, names)
         if card := card_for(folder, repo_id):
             (beside / CARD_FILE).unlink()
             (beside / CARD_FILE).write_text(card, encoding="utf-8")
@@ -96,13 +104,26 @@ def public_options(text: str) -> str:
         ) from error
     if not isinstance(options, dict):
         return text
+    return yaml.safe_dump(without_folders(options), sort_keys=False, allow_unicode=True)
+
+
+def without_folders(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the names of files and folders alone."""
+    options = dict(options)
     for name in (*PATH_OPTIONS, *HUB_OPTIONS):
         value = options.get(name)
         if isinstance(value, list):
             options[name] = [Path(entry).name for entry in value]
         elif value is not None:
             options[name] = Path(value).name if name in PATH_OPTIONS else public_name(value)
-    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    return options
+
+
+def public_state(text: str) -> str:
+    """A checkpoint's trainer_state.json without the folders of this machine."""
+    state = json.loads(text)
+    state["run"]["options"] = without_folders(state["run"]["options"])
+    return json.dumps(state, indent=2) + "\n"
 
 
 def public_adapter(text: str) -> str:
@@ -113,7 +134,7 @@ def public_adapter(text: str) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-REWRITTEN = {CONFIG_FILE: public_options, "adapter_config.json": public_adapter}
+REWRITTEN = {CONFIG_FILE: public_options, "adapter_config.json": public_adapter, STATE_FILE: public_state}
 
 
 def card_for(folder: Path, repo_id: str) -> str | None:

@@ -503,6 +503,10 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             value = json.dumps(value)
         if isinstance(value, list):
+            if strangers := [item for item in value if str(item).startswith("--")]:
+                raise OptionError(
+                    f"{name} holds {strangers[0]!r}, which looks like an option: write it as ./{strangers[0]}."
+                )
             arguments += [f"--{name}", *map(str, value)]
         else:
             arguments.append(f"--{name}={value}")  # so that a value may begin with a dash

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization import save_tokenizer
 from .lora import ADAPTER_FOLDER, has_adapters, merged_state_dict, write_adapters
 from .state import OPTIMIZER_FILE, disk_errors, rng_file, save_optimizer, save_rng, whole_state_dict
 
@@ -92,7 +93,7 @@ def write_model(
             write_adapters(model, folder)
         model.save_pretrained(folder, state_dict=state_dict, max_shard_size="1TB")
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     mode = (folder / "config.json").stat().st_mode
     for file in folder.rglob("*"):
         if file.is_file():
@@ -157,6 +158,14 @@ def seal(checkpoint: Path) -> None:
         raise
     _sync(checkpoint.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def reseal(checkpoint: Path, changed: Iterable[str]) -> None:
+    """Write of some files, relative to the checkpoint, into its manifest what they are now."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    for name in changed:
+        manifest[name] = {"size": (checkpoint / name).stat().st_size, "sha256": _digest(checkpoint / name)}
+    write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def verify(checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish import card as card_module
-from hf_tfenc.publish.card import data_card, duration, public_name, renew_card, write_card
+from hf_tfenc.publish.card import data_card, duration, in_a_cell, public_name, renew_card, write_card
 from hf_tfenc.training.arguments import Arguments
 
 METRICS = {
@@ -260,3 +260,11 @@ def test_names_that_others_may_know(tmp_path):
     assert [public_name(name) for name in (str(tmp_path), "/none/here", "../here", "~/here")] == [tmp_path.name] + [
         "here"
     ] * 3
+
+
+@pytest.mark.parametrize(
+    "label, cell",
+    [("x\ny", "x y"), ("<NAME>", "&lt;NAME&gt;"), ("a|b", r"a\|b"), (r"a\|b", r"a\\\|b"), ("a & b", "a &amp; b")],
+)
+def test_a_label_stays_in_its_cell(label, cell):
+    assert in_a_cell(label) == cell

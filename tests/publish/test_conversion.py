@@ -249,9 +249,58 @@ def test_models_whose_outputs_differ_are_not_written(tmp_path, monkeypatch):
         return right
 
     monkeypatch.setitem(hf_tfenc.pretrained.FAMILIES, "bert", family._replace(config=wrong))
-    with pytest.raises(ValueError, match=r"outputs differ by .* so nothing was written"):
+    with pytest.raises(ValueError, match=r"logits would differ by .* so nothing was written"):
         convert(str(path.parent), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_window_is_seen(tmp_path, monkeypatch):
+    make_ours(tmp_path / "ours", "modern-tiny", sliding_window=40, max_position_embeddings=100)
+    right = conversion.DESTINATIONS["modernbert"]
+
+    def wrong(config):
+        theirs = right.config(config)
+        theirs.local_attention, theirs.sliding_window = 72, 36
+        return theirs
+
+    monkeypatch.setitem(conversion.DESTINATIONS, "modernbert", right._replace(config=wrong))
+    with pytest.raises(ValueError, match=r"would differ by .* on a batch of shape \(2, 85\), so nothing was written"):
+        convert(str(tmp_path / "ours"), tmp_path / "out", "modernbert")
+
+
+def test_a_head_that_does_not_fit_its_labels_is_refused(tmp_path):
+    make_ours(tmp_path / "ours", "bert-tiny", "ForSequenceClassification")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    names = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config | names))
+    with pytest.raises(ValueError, match=r"classifier\.bias of shape \(2,\), and its config\.json says \(3,\)\.$"):
+        convert(str(tmp_path / "ours"), tmp_path / "out", "bert")
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path):
+    make(tmp_path / "theirs", "bert", "ForSequenceClassification")
+    weights = load_file(tmp_path / "theirs" / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "classifier" not in name}
+    save_file(kept, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"lacks the weight classifier\.bias: it is no whole BertForSequenceClassification"
+    ):
+        convert(str(tmp_path / "theirs"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        ({"num_layers": 2}, r"--config_overrides num_hidden_layers is 2, and the weights say 3: leave it out\.$"),
+        ({"d_model": 64}, r"--config_overrides hidden_size is 64, and the weights say 16: leave it out\.$"),
+        ({"final_norm": True}, r"--config_overrides final_norm is True, and the weights say False: leave it out\.$"),
+    ],
+)
+def test_what_torchs_weights_say_is_not_overridden(tmp_path, overrides, said):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 3)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match=said):
+        convert(str(tmp_path / "encoder.pt"), tmp_path / "out", overrides={"nhead": 2, "vocab_size": 50} | overrides)
 
 
 def test_mistakes_are_one_sentence(tmp_path):

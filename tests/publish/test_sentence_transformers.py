@@ -5,9 +5,10 @@ import torch
 from datasets import Dataset
 
 import hf_tfenc
+from hf_tfenc.embed import Encoding, load_model
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.conversion import convert
-from hf_tfenc.publish.sentence_transformers import write_modules
+from hf_tfenc.publish.sentence_transformers import ACTIVATIONS, write_modules
 
 library = pytest.importorskip("sentence_transformers", reason="needs the extra sentence-transformers")
 
@@ -63,9 +64,21 @@ def test_a_converted_model_gives_the_same_vectors(make, tokenizer, tmp_path, pre
     torch.testing.assert_close(vectors_of(tmp_path / "served"), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_those_of_transformers(make, tokenizer, activation):
+    model, folder = make("bert-tiny", pooler_activation=activation)
+    with torch.no_grad():
+        expected = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(vectors_of(folder), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_an_activation_that_cannot_be_named_leaves_nothing_wrong_behind(make):
-    _, folder = make("bert-tiny", pooler_activation="gelu")
+    _, folder = make("bert-tiny", pooler_activation="quick_gelu")
     assert not (folder / "modules.json").exists()
+    with pytest.raises(
+        ValueError, match=r"^sentence-transformers has no pooler_activation 'quick_gelu', as the model"
+    ):
+        load_model(str(folder), Encoding())
 
 
 def test_its_trainer_fine_tunes_our_model(make, tmp_path, texts):

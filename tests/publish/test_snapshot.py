@@ -8,6 +8,7 @@ import yaml
 
 from hf_tfenc.publish.snapshot import LARGE, public_adapter, public_files, public_options, snapshot
 from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.checkpointing import seal, unfinished_path, verify
 
 PUBLIC = {
     "config.json", "model.safetensors", "modeling_tfenc.py", "tokenizer.json", "README.md", "loss.png", "log.jsonl",
@@ -42,6 +43,30 @@ def content(folder):
 def test_training_state_and_what_is_of_no_use_to_others_stays_at_home(folder):
     assert {path.as_posix() for path in public_files(folder)} == PUBLIC
     assert {path.as_posix() for path in public_files(folder, include_checkpoints=True)} == PUBLIC | CHECKPOINT
+
+
+def test_checkpoints_lose_the_folders_of_this_machine_and_stay_whole(tmp_path):
+    checkpoint = tmp_path / "out" / "checkpoint-000100"
+    beside = unfinished_path(checkpoint)
+    (beside / "adapter").mkdir(parents=True)
+    options = {
+        "train_file": ["/home/ada/secret/letters.txt"],
+        "model_name_or_path": "/home/ada/secret/base",
+        "seed": 7,
+    }
+    (beside / "trainer_state.json").write_text(json.dumps({"run": {"options": options}, "step": 100}))
+    adapter = {"base_model_name_or_path": "/home/ada/secret/base"}
+    (beside / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    seal(checkpoint)
+    with snapshot(tmp_path / "out", "ada/mine", include_checkpoints=True) as taken:
+        verify(taken / checkpoint.name)
+        assert not any("secret" in path.read_text() for path in taken.rglob("*.json"))
+        state = json.loads((taken / checkpoint.name / "trainer_state.json").read_text())
+        assert state == {
+            "run": {"options": options | {"train_file": ["letters.txt"], "model_name_or_path": "base"}},
+            "step": 100,
+        }
+    verify(checkpoint)
 
 
 def test_a_checkpoint_by_itself_is_a_model_and_no_more(folder):
