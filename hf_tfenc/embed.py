@@ -6,6 +6,7 @@ finds: each of them says which texts, model and options it is of.
 
 import contextlib
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from .pretrained import load_whole, saved_errors
 from .publish.sentence_transformers import pools_there
 from .tokenization import HUB_ID
 from .training.lock import FolderLock
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 10_000  # sorted by length, and saved, together
 BATCH_SIZE_ON_CPU, BATCH_SIZE = 64, 256  # the former measured, on two cores
@@ -84,6 +87,7 @@ def embed(
     digest = digest_of(model, encoding)
     parts = out.with_name(f".{out.name}.parts")  # hidden, so that no folder of texts has them for its own
     parts.mkdir(parents=True, exist_ok=True)
+    full = count_full(model)
     taken, files = 0, []
     with FolderLock(parts, "OUT") as lock:
         lock.take()
@@ -103,6 +107,11 @@ def embed(
             part.unlink()
     with contextlib.suppress(OSError):  # something else lies in it
         parts.rmdir()
+    if cut := int(sum(full)):
+        logger.warning(
+            "%s texts fill the %d tokens that are read of a text; what is longer is cut off. --max_seq_length says another limit.",
+            f"{cut:,}", model.max_seq_length,
+        )  # fmt: skip
     again = f", {taken:,} of them from an earlier call" if taken else ""
     return f"{out} holds {len(rows):,} vectors of {model.get_embedding_dimension()} numbers{again}."
 
@@ -184,6 +193,19 @@ def check_max_seq_length(asked: int, model: Any) -> None:
         limit = getattr(config, "max_position_embeddings", None)
         if learned and limit is not None and asked > limit and config.model_type in ("tfenc", "bert"):
             raise ValueError(f"--max_seq_length {asked} is more than the model's {limit} positions: lower it.")
+
+
+def count_full(model: Any) -> list[torch.Tensor]:
+    """A list that grows, batch by batch, by how many texts had as many tokens as are read of one."""
+    counts: list[torch.Tensor] = []
+
+    def count(_: Any, inputs: tuple) -> None:
+        mask = inputs[0].get("attention_mask")
+        if mask is not None and model.max_seq_length:
+            counts.append((mask.sum(dim=1) >= model.max_seq_length).sum())
+
+    model[0].register_forward_pre_hook(count)
+    return counts
 
 
 def transformers_in(model: torch.nn.Module) -> list[PreTrainedModel]:

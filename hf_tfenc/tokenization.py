@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 TokenizerType = Literal["byte-level-bpe", "wordpiece"]
 
+LONGEST_WORD = 1000  # characters; WordPiece's time grows with its square
 SPECIAL_TOKENS = [  # in the order of their ids, from 0
     AddedToken("[PAD]", special=True),
     AddedToken("[UNK]", special=True),
@@ -120,7 +121,10 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> 
     alphabet = sorted(trained(0, []).get_vocab())
     _check_vocab_size(vocab_size, len(alphabet), "characters, counted apart at the start of a word and within one")
     learned = trained(vocab_size, [*SPECIAL_TOKENS, *alphabet])
-    tokenizer = Tokenizer(models.WordPiece(learned.get_vocab(), unk_token="[UNK]"))
+    # Text without spaces, such as Thai, has words of any length; what is longer than this becomes one unknown token.
+    tokenizer = Tokenizer(
+        models.WordPiece(learned.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
+    )
     tokenizer.normalizer = learned.normalizer
     tokenizer.pre_tokenizer = learned.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece(cleanup=False)

@@ -302,6 +302,20 @@ def test_a_limit_beyond_the_positions_is_refused(tokenizer, tmp_path):
     assert embed.load_model(str(tmp_path), embed.Encoding(max_seq_length=64)).max_seq_length == 64
 
 
+def test_what_is_cut_off_is_counted(model, file, tmp_path, caplog, texts):
+    embed.embed(str(file), tmp_path / "out.parquet", model, encoding=embed.Encoding(max_seq_length=12))
+    tokenizer = embed.load_model(model, ENCODING).tokenizer
+    full = sum(len(ids) >= 12 for ids in tokenizer(texts[:50])["input_ids"])
+    assert full > 0 and f"{full} texts fill the 12 tokens that are read of a text" in caplog.text
+    caplog.clear()
+    embed.embed(str(file), tmp_path / "whole.parquet", model)
+    assert "texts fill the 64 tokens" in caplog.text  # the model's own limit
+    (tmp_path / "short.jsonl").write_text('{"text": "the cat"}\n')
+    caplog.clear()
+    embed.embed(str(tmp_path / "short.jsonl"), tmp_path / "short.parquet", model)
+    assert "texts fill" not in caplog.text
+
+
 def test_texts_are_told_apart():
     assert embed.key_of(b"", ["a\0b", "c"]) != embed.key_of(b"", ["a", "b\0c"])
 

@@ -130,6 +130,11 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
             f"{where} has no column but {listed}, and a row is {' and '.join(required)}: give a file with a column for "
             "each, or let its name end in what it is, such as .csv or .conll, for others are read as plain text."
         )
+    if len(types) == 1 and (separators := [mark for mark in ";|\t" if mark in next(iter(types))]):
+        raise ValueError(
+            f"{where} has one column, {next(iter(types))!r}: its cells seem to be separated by {separators[0]!r}; write a "
+            "csv with commas, or a tsv with tabs."
+        )
     chosen = {column.name: column.given for column in columns if column.given is not None}
     for column in columns:
         if column.given is not None and column.given not in types:
@@ -156,14 +161,19 @@ def choose(where: str, types: dict[str, str], columns: Sequence[Column]) -> dict
 
 
 def log_guesses(where: str, columns: Sequence[Column], chosen: dict[str, str]) -> None:
-    """Say in one line which columns of other names than the task's own were chosen by convention."""
+    """Say in one line which columns of other names than the task's own were chosen, by convention or for lack of others."""
     guessed = [c for c in columns if c.given is None and chosen.get(c.name, c.name) != c.name]
     if not guessed:
         return
-    pairs = ", ".join(f"{chosen[column.name]!r} for {column.name}" for column in guessed)
+    pairs = ", ".join(
+        f"{chosen[column.name]!r} for {column.name}"
+        + " (the only one of strings)" * (chosen[column.name] not in column.conventional)
+        for column in guessed
+    )
     options = [column.option for column in guessed if column.option]
     hint = f"; {' and '.join(options)} name{'s another' if len(options) == 1 else ' others'}" if options else ""
-    logger.info("%s: columns by convention are %s%s.", where, pairs, hint)
+    by_convention = " by convention" * all(chosen[column.name] in column.conventional for column in guessed)
+    logger.info("%s: columns%s are %s%s.", where, by_convention, pairs, hint)
 
 
 # --- What each row holds ---------------------------------------------------------------------------------------------

@@ -131,13 +131,16 @@ def _records(path: Path, separator: str) -> Iterator[Piece]:
                     consumed.append(part)
                     yield part.decode("utf-8", errors="surrogateescape")
 
-        cells, number = 0, 1
+        header: list[str] = []
+        number = 1
         for record in csv.reader(decoded(), delimiter=separator):
-            cells = cells or len(record)
+            header = header or record
+            cells = len(header)
             piece = b"".join(consumed)
             reason = _not_utf8(piece, number)
             if not reason and len(record) > cells:
-                reason = f"line {number}: the number of cells is {len(record)}, and the header has {cells}: mend it."
+                mend = "write it with commas" if cells == 1 and separator == "," and ";" in header[0] else "mend it"
+                reason = f"line {number}: the number of cells is {len(record)}, and the header has {cells}: {mend}."
             # Tables with tabs know quotes less often than those with commas.
             if not reason and separator == "\t" and len(consumed) > 1 and any("\t" in cell for cell in record):
                 reason = (

@@ -109,7 +109,10 @@ def _files_in_folder(option: str, folder: Path) -> dict[str | None, list[Path]]:
     visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     data = [path for path in visible if kind_of(path)]
     if not data:
-        raise ValueError(f"{option} {folder}: the folder holds no file that ends in {', '.join(KINDS)}.")
+        raise ValueError(
+            f"{option} {folder}: the folder holds no file that ends in {', '.join(KINDS)}: "
+            f"a pattern, such as '{folder}/**/*.py', names others, which are read as plain text."
+        )
     splits: dict[str | None, list[Path]] = {}
     for path in data:
         if split := _split_of(path.relative_to(folder)):

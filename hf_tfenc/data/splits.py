@@ -5,6 +5,8 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,19 +26,13 @@ def hold_out(rows: Dataset, inputs: list[str], share: float, labels: Sequence[st
     """About `share` of `rows` in `validation`, the others in `train`; at least one text in each.
 
     Chosen by a hash of the columns `inputs`, so that equal rows are on one side whatever their labels. Where there are
-    few rows and text is all that they have, long texts are cut into blocks first. A row with a label that would have no
+    few rows and text is all that they have, blocks of the long ones are held out; what stays between is whole. A row with a label that would have no
     other row to be learned from is not held out; `labels` are the columns of labels, or of lists of them.
     """
     if len(rows) < FEWEST_ROWS and rows.column_names == ["text"]:
-        blocks = rows.map(_cut, batched=True, batch_size=1)
+        blocks = rows.map(_cut, batched=True, batch_size=1, with_indices=True)
         if len(blocks) > len(rows):
-            logger.info(
-                "%d rows are too few to hold some out, so they are cut into %d blocks of about %d characters.",
-                len(rows),
-                len(blocks),
-                BLOCK_CHARACTERS,
-            )
-            rows = blocks
+            return _hold_out_blocks(rows, blocks, share)
 
     hashes = row_hashes(rows, inputs)
     held_out = choose_held_out(hashes, share)
@@ -47,6 +43,24 @@ def hold_out(rows: Dataset, inputs: list[str], share: float, labels: Sequence[st
     )
     logger.info("%d of %d rows are held out for validation.", len(splits["validation"]), len(rows))
     return splits
+
+
+def _hold_out_blocks(rows: Dataset, blocks: Dataset, share: float) -> DatasetDict:
+    held_out = choose_held_out(row_hashes(blocks, ["text"]), share)
+    logger.info(
+        "Of so few texts (%d) %d of %d blocks of about %d characters are held out for validation.",
+        len(rows), held_out.sum(), len(blocks), BLOCK_CHARACTERS,
+    )  # fmt: skip
+    of_rows = np.split(held_out, np.flatnonzero(np.diff(blocks["source"][:])) + 1)
+    flags = dict(zip(blocks.unique("source"), of_rows, strict=True))
+    return DatasetDict(
+        {
+            split: rows.map(
+                _runs, batched=True, batch_size=1, with_indices=True, fn_kwargs={"held_out": flags, "wanted": wanted}
+            )
+            for split, wanted in (("train", False), ("validation", True))
+        }
+    )
 
 
 def choose_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
@@ -131,5 +145,17 @@ def _joined(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "\0".join(value)
 
 
-def _cut(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-    return {"text": [block for text in batch["text"] for block in BLOCK.findall(text) if block.strip()]}
+def _cut(batch: dict[str, list[str]], indices: list[int]) -> dict[str, list]:
+    (text,), (source,) = batch["text"], indices
+    blocks = [block for block in BLOCK.findall(text) if block.strip()]
+    return {"text": blocks, "source": [source] * len(blocks)}
+
+
+def _runs(
+    batch: dict[str, list[str]], indices: list[int], held_out: dict[int, np.ndarray], wanted: bool
+) -> dict[str, list[str]]:
+    """Of one text its blocks that are held out, or those that are not, as far as they follow each other in one piece."""
+    blocks = _cut(batch, indices)["text"]
+    flags = held_out.get(indices[0], np.zeros(0, dtype=bool)).tolist()
+    runs = groupby(zip(flags, blocks, strict=True), key=itemgetter(0))
+    return {"text": ["".join(block for _, block in run) for flag, run in runs if flag == wanted]}

@@ -1,6 +1,7 @@
 """Embedding: one vector for a text, near to the vectors of texts that mean the same."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,12 @@ from .task import Batch, Measurement, Picture, RowError, Task, digits, sum_backw
 if TYPE_CHECKING:
     from ..training.arguments import Arguments
 
+logger = logging.getLogger(__name__)
+
 ANCHORS = ("anchor", "query", "question", "sentence1", "text1", "premise", *TEXT_COLUMNS)
 POSITIVES = ("positive", "passage", "context", "answer", "sentence2", "text2", "hypothesis", "text_pair")
 DRAWN_ROWS = 6
-SCORES = ("score", "similarity_score", "similarity")
+SCORES = ("score", "similarity_score", "similarity", "label", "labels")
 PARTS = ("anchor", "positive", "negative")  # the texts of a row, in the order in which a batch has them
 BASELINE_QUERIES, BASELINE_ROWS = 2000, 100_000  # asked by the TF-IDF baseline at most, and counted for it
 
@@ -122,6 +125,7 @@ class Embedding(Task):
             self.score_range = float(scores.min()), float(scores.max())
             if not self.score_range[0] < self.score_range[1]:
                 raise ValueError(f"All training scores are {scores[0]}; there is nothing to learn from them.")
+            logger.info("Scores go from %g to %g: the higher, the nearer the two texts.", *self.score_range)
             self.config_options = {"task_specific_params": {"embedding": {"score_range": list(self.score_range)}}}
         features = {part: self.id_feature() for part in self.token_columns} | {"length": Value("int32")}
         if self.scored:

@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tokenizers import Encoding
@@ -65,7 +66,15 @@ class MaskedLM(LanguageModeling):
             for each split the columns `input_ids` (narrow integers), `length`, and `source`, the row of the split
             that the window is from; and `word_starts` (a bit for each token) where masks are of words or spans
         """
-        return self.map_rows(splits, self._windows, self.features(), self.marks_words)
+        encoded = self.map_rows(splits, self._windows, self.features(), self.marks_words)
+        for split, rows in encoded.items():
+            batches = (pc.list_flatten(b.column("input_ids")) for b in rows.with_format("arrow").iter(batch_size=1000))
+            if len(rows) and all(self.is_special[ids.to_numpy()].all() for ids in batches):
+                raise ValueError(
+                    f"No token of the {split} split can be masked, for all are special or unknown to the tokenizer: "
+                    "choose one that knows the text, such as --tokenizer_type byte-level-bpe."
+                )
+        return encoded
 
     def features(self) -> Features:
         features = {"input_ids": self.id_feature(), "length": Value("int32"), "source": Value("int32")}

@@ -40,6 +40,12 @@ TASK_OPTIONS = {
     "streaming": ("causal-lm", "mlm"),
     "packing": ("causal-lm", "mlm"),
 }
+# What others call some options.
+ALIASES = {
+    "batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs", "lr": "learning_rate",
+    "eval_strategy": "eval_steps", "save_strategy": "save_steps", "eval_file": "validation_file", "data": "train_file",
+    "compile": "torch_compile", "max_length": "max_seq_length", "block_size": "max_seq_length", "model": "model_name_or_path",
+}  # fmt: skip
 STREAM_EVALUATIONS = 10  # of a run, where its epochs have no end that could be foreseen
 # Options of `hf-tfenc eval`; the first of them are what the model was trained with, if not said otherwise.
 AS_TRAINED = (
@@ -157,7 +163,9 @@ class OptimizationArguments:
     per_device_eval_batch_size: int = option(32, "rows of an evaluation batch")
     gradient_accumulation_steps: int = option(1, "micro-batches of an optimizer step, in each process")
     num_train_epochs: int | None = option(
-        None, "passes over the training rows; if not given, as many as suit the task"
+        None,
+        "passes over the training rows; if not given, "
+        + ", ".join(f"{task.epochs} for {name}" for name, task in sorted(TASKS.items())),
     )
     max_steps: int | None = option(None, "optimizer steps, in place of num_train_epochs")
     optim: str = option("muon", "the optimizer", choices=sorted(OPTIMIZERS))
@@ -197,6 +205,9 @@ class RunArguments:
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
+    gradient_checkpointing: bool = option(
+        False, "keep each layer's input alone and compute the rest again: less memory, a third more time"
+    )
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")
     ddp_timeout: int = option(7200, "seconds that a process waits for the others, as while one of them tokenizes")
@@ -514,5 +525,5 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
 
 
 def _nearest(name: str, known: set[str], prefix: str) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
+    nearest = [ALIASES[name]] if name in ALIASES else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f" Did you mean {prefix}{nearest[0]}?" if nearest else " --help lists the options."

@@ -1,5 +1,6 @@
 """What is checked before long work, each failure in one sentence: the output folder, the disk, the rows."""
 
+import logging
 import os
 import shutil
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
@@ -21,6 +23,9 @@ from .arguments import Arguments, OptionError
 
 # AdamW keeps two for each weight that is trained; Muon keeps one for its matrices, and some room is left then.
 OPTIMIZER_NUMBERS = 2
+UNKNOWN_ROWS, UNKNOWN_SHARE = 10_000, 0.005  # looked at, and from which on it is said: one may be a whole line of text
+
+logger = logging.getLogger(__name__)
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -135,6 +140,33 @@ def check_rows(
             f"The tokenizer's pad token has the id {tokenizer.pad_token_id}, and the model's pad_token_id is "
             f"{config.pad_token_id}: use the model's own tokenizer."
         )
+
+
+def warn_of_bare_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn where a tokenizer names tokens for the start and the end of a text, and does not put them there."""
+    ids = tokenizer("a", "b")["input_ids"]
+    missing = [getattr(tokenizer, name) for name in ("cls_token", "sep_token") if getattr(tokenizer, name) is not None]
+    if missing and not set(tokenizer.convert_tokens_to_ids(missing)) <= set(ids):
+        logger.warning(
+            "The tokenizer has %s and does not put them around a text, so that the two texts of a pair run into each "
+            "other, and pooling by cls takes a text's own first token: give it a post-processor (TemplateProcessing).",
+            " and ".join(missing),
+        )
+
+
+def warn_of_unknown(rows: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -> None:
+    """Warn where more than a few of the first tokens of a split are unknown to the tokenizer."""
+    unknown_id = tokenizer.unk_token_id
+    for split, encoded in rows.items() if unknown_id is not None else ():
+        batch = encoded.with_format("arrow")[:UNKNOWN_ROWS]
+        ids = np.concatenate([pc.list_flatten(batch.column(name)).to_numpy() for name in columns])
+        share = (ids == unknown_id).mean()
+        if share > UNKNOWN_SHARE:
+            logger.warning(
+                "%.1f %% of the tokens of the %s split are %s, unknown to the tokenizer, and nothing can be learned of "
+                "what they stand for: another one fits better, such as --tokenizer_type byte-level-bpe, which knows all "
+                "text.", 100 * share, split, tokenizer.unk_token,
+            )  # fmt: skip
 
 
 def _extremes(rows: Dataset, column: str) -> tuple[int, int]:

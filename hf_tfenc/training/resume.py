@@ -43,7 +43,7 @@ READ_OPTIONS = (
     "tokenizer_name",
 )  # fmt: skip
 # Options that change results in their last bits alone.
-BITS_OPTIONS = {"full_determinism", "attn_implementation", "torch_compile"}
+BITS_OPTIONS = {"full_determinism", "attn_implementation", "torch_compile", "gradient_checkpointing"}
 # Options of what a run makes once, at its beginning.
 SETTLED_AT_START = {"vocab_size", "tokenizer_type", "train_tokenizer"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open
@@ -65,25 +65,12 @@ def find_start(args: Arguments, folder: Path) -> Start:
     Raises:
         OptionError: the folder holds something else, or the checkpoint named is not whole.
     """
-    option = args.resume_from_checkpoint
-    # What is hidden is a killed process's, which had not come further.
-    holds_something = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if (folder.exists() and not folder.is_dir()) or (holds_something and not (folder / CONFIG_FILE).exists()):
-        raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
-    if args.overwrite_output_dir:
-        _refuse_to_remove_sources(args, folder)
-    if option not in ("auto", "none"):
-        return _start_from(Path(option), args, folder)
+    check_output(args, folder)
+    if args.resume_from_checkpoint not in ("auto", "none"):
+        return _start_from(Path(args.resume_from_checkpoint), args, folder)
     if args.overwrite_output_dir or not (folder / CONFIG_FILE).exists():
         return Start()
-    finished = (folder / METRICS_FILE).exists()
-    if option == "none":
-        raise OptionError(
-            f"--output_dir {folder} holds {'a finished' if finished else 'an unfinished'} run: "
-            "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir removes it."
-        )
-    if finished:
-        _refuse_another_run(args, folder)
+    if (folder / METRICS_FILE).exists():
         return Start(finished=True)
     tidy(folder)
     newest = newest_whole(folder)
@@ -91,6 +78,25 @@ def find_start(args: Arguments, folder: Path) -> Start:
         logger.warning("%s holds an unfinished run without a whole checkpoint: it starts afresh.", folder)
         return Start()
     return Start(newest, read_state(newest))
+
+
+def check_output(args: Arguments, folder: Path) -> None:
+    """Raises OptionError where the output folder holds something that the run can neither go on with nor replace."""
+    # What is hidden is a killed process's, which had not come further.
+    holds_something = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if (folder.exists() and not folder.is_dir()) or (holds_something and not (folder / CONFIG_FILE).exists()):
+        raise OptionError(f"--output_dir {folder} holds something that is no run of train.py: choose another folder.")
+    if args.overwrite_output_dir:
+        _refuse_to_remove_sources(args, folder)
+    elif (folder / CONFIG_FILE).exists() and args.resume_from_checkpoint in ("auto", "none"):
+        finished = (folder / METRICS_FILE).exists()
+        if args.resume_from_checkpoint == "none":
+            raise OptionError(
+                f"--output_dir {folder} holds {'a finished' if finished else 'an unfinished'} run: "
+                "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir removes it."
+            )
+        if finished:
+            _refuse_another_run(args, folder)
 
 
 def _start_from(path: Path, args: Arguments, folder: Path) -> Start:

@@ -27,11 +27,20 @@ from .machine import device_text, make_accelerator, quiet_libraries, set_threads
 from .model import load_best, make_model
 from .monitor import LOG_FILE, Monitor
 from .optimization import peak_learning_rate
-from .preflight import check_attention, check_folder, check_rows, check_space
+from .preflight import check_attention, check_folder, check_rows, check_space, warn_of_bare_texts, warn_of_unknown
 from .processes import on_main
 from .reading import read
 from .results import finish, result_text
-from .resume import METRICS_FILE, Start, check_options, check_same_run, find_start, measures_alike, run_facts
+from .resume import (
+    METRICS_FILE,
+    Start,
+    check_options,
+    check_output,
+    check_same_run,
+    find_start,
+    measures_alike,
+    run_facts,
+)
 from .signals import Interrupted, StopSignals
 from .tracking import check_tracker, open_tracker
 from .trainer import Progress, Trainer
@@ -83,6 +92,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
+    on_main(accelerator, lambda: check_output(args, folder))
     # A dry run tells of the whole run, whatever there is of it already.
     start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
@@ -99,7 +109,12 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     model = make_model(args, task, tokenizer, saved)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     check_rows(rows, model, tokenizer, task.token_columns)
+    warn_of_unknown(rows, tokenizer, task.token_columns)
+    if args.task != "causal-lm":
+        warn_of_bare_texts(tokenizer)
     trained = model.num_parameters(only_trainable=True)
     part = f", {trained:,} of them trained" if args.lora_r else ""
     say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}")

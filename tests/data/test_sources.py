@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import datasets
 import pyarrow as pa
@@ -197,7 +198,8 @@ def test_column_by_convention(write, log, row, column, kind):
     header, cells = (",".join(map(str, part)) for part in (row.keys(), row.values()))
     path = write(f"a.{kind}", f"{header}\n{cells}\n" if kind == "csv" else [row])
     assert load_text_splits(path, path)["train"]["text"][:] == ["yes"]
-    guess = f"--train_file {path}: columns by convention are {column!r} for text; --text_column names another."
+    how = ("", " (the only one of strings)") if column == "utterance" else (" by convention", "")
+    guess = f"--train_file {path}: columns{how[0]} are {column!r} for text{how[1]}; --text_column names another."
     assert (guess in log.messages) == (column != "text")
 
 
@@ -310,11 +312,23 @@ def test_a_folder_without_the_split(write, tmp_path):
     )
 
 
+@pytest.mark.parametrize("cells", [["gut das ist", "5"], ["gut, das ist", "5"]])
+def test_other_separators_are_told_of(write, cells):
+    said = sentence(write("a.csv", "text;label\n" + ";".join(cells) + "\n"))
+    assert "separated by ';'" in said or "the header has 1: write it with commas" in said
+
+
+def test_the_only_column_of_strings_is_called_that(write, log):
+    load_text_splits(write("a.csv", "hello 0,1\nhello 1,2\nhello 2,3\n"))
+    assert "columns are 'hello 0' for text (the only one of strings)" in log.messages[0]
+
+
 def test_a_folder_without_data(write, tmp_path):
     write("data/README.md", "read me")
     assert sentence(str(tmp_path / "data")) == (
         f"--train_file {tmp_path / 'data'}: the folder holds no file that ends in "
-        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .conll, .bio, .iob, .iob2, .conllu."
+        ".txt, .text, .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .conll, .bio, .iob, .iob2, .conllu: "
+        f"a pattern, such as '{tmp_path / 'data'}/**/*.py', names others, which are read as plain text."
     )
 
 
@@ -705,12 +719,13 @@ def test_one_row_cannot_be_split(write):
 def test_a_long_document_is_cut_at_line_breaks(write, log):
     document = "".join(f"line {number} of a long document\n" for number in range(2000))
     splits = load_text_splits(write("a.txt", document))
-    blocks = rows_of(splits)
-    assert all(1900 < len(block) <= 2000 and block.endswith("\n") for block in blocks if "line 1999 " not in block)
-    assert sorted("".join(blocks).splitlines()) == sorted(document.splitlines())
-    assert 0 < len(splits["validation"]) < len(blocks) / 5
-    assert log.messages[0] == (
-        f"1 rows are too few to hold some out, so they are cut into {len(blocks)} blocks of about 2000 characters."
+    parts = rows_of(splits)
+    assert all(part.endswith("\n") for part in parts)
+    assert sorted("".join(parts).splitlines()) == sorted(document.splitlines())
+    assert 0 < sum(map(len, splits["validation"]["text"])) < len(document) / 5
+    assert re.fullmatch(
+        r"Of so few texts \(1\) \d of \d\d blocks of about 2000 characters are held out for validation\.",
+        log.messages[0],
     )
 
 

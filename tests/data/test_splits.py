@@ -26,6 +26,17 @@ def test_words_are_hashed_one_by_one():
     assert hashes[0] == hashes[2] and len(set(hashes.tolist())) == 3
 
 
+def test_what_is_not_held_out_stays_in_one_piece():
+    """Else no row would fill a longer context."""
+    documents = ["".join(f"{name} line {number}\n" for number in range(2000)) for name in ("one", "another")]
+    parts = hold_out(Dataset.from_dict({"text": documents}), ["text"], 0.05)
+    held_out, train = parts["validation"]["text"][:], parts["train"]["text"][:]
+    assert 0 < len(held_out) < 8 and max(map(len, held_out)) <= 6000 and max(map(len, train)) > 8000
+    for document in documents:
+        places = sorted((document.find(text), text) for text in [*train, *held_out] if text in document)
+        assert "".join(text for _, text in places) == document
+
+
 def test_rows_with_labels_are_not_cut():
     rows = Dataset.from_dict({"text": ["a line\n" * 1000, "another\n" * 1000], "label": [0, 1]})
     assert sum(map(len, hold_out(rows, ["text"], 0.05).values())) == 2
@@ -69,7 +80,7 @@ def test_rows_on_both_sides_are_counted(log):
     "document", ["word " * 3000, "x" * 9001, "line\n" * 3000, "short\n" + "y" * 5000 + "\nshort\n", "a\n", "x" * 2000]
 )
 def test_cutting_loses_nothing(document):
-    blocks = splits._cut({"text": [document]})["text"]
+    blocks = splits._cut({"text": [document]}, [0])["text"]
     assert "".join(blocks) == document
     assert all(0 < len(block) <= 2000 for block in blocks)
     assert len(blocks) <= len(document) / 1000 + 2

@@ -16,10 +16,12 @@ from accelerate.state import AcceleratorState
 from cases import batch_of, evaluate, make_model
 from datasets import Dataset, DatasetDict
 
+from hf_tfenc.data.sources import Source, load_splits
 from hf_tfenc.tasks.cached_gradients import cached_backward
 from hf_tfenc.tasks.count_models import TfIdf
-from hf_tfenc.tasks.embedding import questions, text_key
+from hf_tfenc.tasks.embedding import Embedding, questions, text_key
 from hf_tfenc.tasks.retrieval import rank
+from hf_tfenc.training.arguments import Arguments
 
 PROGRAM = Path(__file__).with_name("embedding_gradients.py")
 
@@ -204,6 +206,17 @@ def test_texts_that_stand_more_than_once_are_one_candidate():
     assert keys.ravel()[candidates].tolist() == [10, 11, 12, 20, 21]
     assert relevant == [[0, 2], [1], [0]]
     assert ignored == [[], [], []]
+
+
+def test_a_label_is_a_score(tmp_path):
+    """Else pairs that are not alike would be learned as if they were."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("sentence1,sentence2,label\n" + "".join(f"a {n},b {n},{n % 2}\n" for n in range(40)))
+    rows = load_splits(Source(train_file=[str(path)]), Embedding.columns(Arguments(task="embedding")))
+    assert set(rows["train"]["score"]) == {0.0, 1.0}
+    path.write_text("sentence1,sentence2,label\n" + "".join(f"a {n},b {n},neutral\n" for n in range(40)))
+    with pytest.raises(ValueError, match=r"the column 'label' holds str 'neutral', not a number: .*--label_column"):
+        load_splits(Source(train_file=[str(path)]), Embedding.columns(Arguments(task="embedding")))
 
 
 def test_an_anchor_is_no_wrong_answer_to_itself():

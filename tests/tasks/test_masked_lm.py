@@ -104,12 +104,12 @@ def test_encoded_rows_are_cached(texts, tokenizer, tmp_path, monkeypatch):
     tokenizer(texts[:3], truncation=True, max_length=5, padding="max_length")  # it remembers that
     maps = []
     monkeypatch.setattr(
-        MaskedLM, "_windows", lambda self, batch, *_, **__: maps.append(1) or {"input_ids": [[2]], "length": [1]}
+        MaskedLM, "_windows", lambda self, batch, *_, **__: maps.append(1) or {"input_ids": [[50]], "length": [1]}
     )
     assert encode(seed=9, mlm_probability=0.4)["input_ids"][:] == first and not maps
-    assert encode(max_seq_length=32)["input_ids"][:] == [[2]] and maps
+    assert encode(max_seq_length=32)["input_ids"][:] == [[50]] and maps
     tokenizer.truncation_side = "left"
-    assert encode()["input_ids"][:] == [[2]]
+    assert encode()["input_ids"][:] == [[50]]
 
 
 def test_training_masks_follow_the_seed_and_evaluation_masks_do_not(tokenizer, encoded):
@@ -264,3 +264,12 @@ def test_words_are_masked_in_training_alone(texts, tokenizer, masking):
         words = row["word_starts"].cumsum()
         whole = [chosen[words == word].all() for word in np.unique(words[chosen])]
         assert all(whole) or (len(whole) == 1 and chosen.sum() == max(1, round(0.3 * (len(words) - 2))))
+
+
+def test_text_of_which_nothing_can_be_masked_is_refused(texts):
+    pieces = train_tokenizer(texts, 90, "wordpiece", model_max_length=64)
+    rows = DatasetDict(train=Dataset.from_dict({"text": ["ქართული ენა", "დედაენა"]}))
+    with pytest.raises(
+        ValueError, match=r"^No token of the train split can be masked, for all are special or unknown"
+    ):
+        task_of(pieces).encode(rows)

@@ -57,6 +57,12 @@ def test_values_in_a_file(config, line, name, value):
     assert getattr(parse_arguments(config(line)), name) == value
 
 
+@pytest.mark.parametrize("given, meant", [("batch_size", "per_device_train_batch_size"), ("lr", "learning_rate")])
+def test_names_that_others_use_are_translated(given, meant):
+    with pytest.raises(OptionError, match=rf"^--{given} is not an option\. Did you mean --{meant}\?$"):
+        parse_arguments([f"--{given}", "1"])
+
+
 def test_names_may_be_written_with_dashes():
     assert parse_arguments(["--learning-rate", "0.5", "--per-device-train-batch-size=3"]).learning_rate == 0.5
 

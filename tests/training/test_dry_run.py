@@ -8,7 +8,7 @@ import pytest
 from launching import Run
 
 from hf_tfenc.training import dry_run as dry_run_module
-from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.arguments import Arguments, OptionError
 from hf_tfenc.training.run import main, run
 from hf_tfenc.training.trainer import training_step
 
@@ -95,6 +95,13 @@ def test_what_diverges_is_said(tiny, train_file, tmp_path):
     with pytest.raises(ValueError, match=r"^Step \d+ of the dry run has the loss .* lower --learning_rate"):
         run(tiny(train_file=[train_file], sample_by="line", dry_run=True, learning_rate=1e30, optim="adam"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_the_run_would_refuse_is_refused(tiny, train_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(OptionError, match=r"holds something that is no run of train\.py: choose another folder"):
+        run(tiny(train_file=[train_file], sample_by="line", dry_run=True))
 
 
 def test_a_mistake_is_said_once_by_two_processes(tiny, tmp_path):

@@ -1,18 +1,28 @@
 """What is refused before long work, in one sentence."""
 
 import collections
+import copy
 import os
 import shutil
 
 import pytest
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
+from tokenizers import processors
 
 from hf_tfenc import TfEncForMaskedLM
 from hf_tfenc.presets import preset_config
 from hf_tfenc.training.arguments import Arguments, OptionError
 from hf_tfenc.training.machine import make_accelerator
-from hf_tfenc.training.preflight import check_attention, check_folder, check_processes, check_rows, check_space
+from hf_tfenc.training.preflight import (
+    check_attention,
+    check_folder,
+    check_processes,
+    check_rows,
+    check_space,
+    warn_of_bare_texts,
+    warn_of_unknown,
+)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 Usage = collections.namedtuple("Usage", "total used free")
@@ -32,6 +42,25 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match=r"^2 processes were launched, and this one knows of 1: launch them with"):
         check_processes(accelerator)
+
+
+def test_unknown_tokens_are_told_of(tokenizer, caplog):
+    unknown, known = tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids("a")
+    rows = DatasetDict(train=Dataset.from_dict({"input_ids": [[known] * 90 + [unknown] * 10]}))
+    warn_of_unknown(rows, tokenizer, ["input_ids"])
+    assert "10.0 % of the tokens of the train split are [UNK], unknown to the tokenizer" in caplog.text
+    caplog.clear()
+    warn_of_unknown(DatasetDict(train=Dataset.from_dict({"input_ids": [[known] * 9]})), tokenizer, ["input_ids"])
+    assert not caplog.text
+
+
+def test_a_tokenizer_that_leaves_texts_bare_is_told_of(tokenizer, caplog):
+    warn_of_bare_texts(tokenizer)
+    assert not caplog.text
+    bare = copy.deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
+    warn_of_bare_texts(bare)
+    assert "The tokenizer has [CLS] and [SEP] and does not put them around a text" in caplog.text
 
 
 def test_a_launcher_that_divides_gradients_is_refused(monkeypatch):

@@ -24,6 +24,7 @@ from transformers import (
 from hf_tfenc.data.batching import EvaluationBins
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.data.sources import Column, Source, load_splits
+from hf_tfenc.modeling_tfenc import TfEncMLP
 from hf_tfenc.tasks import join
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
@@ -330,6 +331,23 @@ def test_mistakes_end_with_one_line(tiny_argv, train_file, tmp_path, capsys, tok
 def test_a_diverged_run_ends_with_one_line(tiny_argv, train_file, capsys):
     options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_steps": 0, "max_steps": 20, "max_skipped_steps": 5}
     assert "5 steps in a row, up to step" in refusal(tiny_argv(train_file=train_file, **options), capsys)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny, train_file, tmp_path, monkeypatch):
+    runs, passes, forward = [], [0, 0], TfEncMLP.forward
+    for given in (False, True):
+
+        def counted(self, x, given=given):
+            passes[given] += 1
+            return forward(self, x)
+
+        monkeypatch.setattr(TfEncMLP, "forward", counted)
+        out = tmp_path / str(given)
+        run(tiny(train_file=[train_file], sample_by="line", gradient_checkpointing=given, output_dir=str(out)))
+        lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        runs.append([record["grad_norm"] for record in lines if "grad_norm" in record])
+    assert passes[1] > passes[0]  # the backward pass computes what was not kept
+    assert runs[0] and runs[1] == pytest.approx(runs[0], rel=1e-5)
 
 
 def test_a_run_with_a_skipped_step_finishes(tiny, train_file, monkeypatch):
