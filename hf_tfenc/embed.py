@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses
+from .data.columns import TEXT_COLUMNS, Column, choose, log_guesses, undecodable
 from .data.files import Files, SampleBy, find_files
 from .data.values import shown
 from .extras import require
@@ -138,6 +138,8 @@ def read_rows(file: str, out: Path, text_column: str | None, sample_by: SampleBy
 
 def check_texts(rows: Dataset, column: str) -> None:
     """Raises ValueError where a row has no text, by its number; an empty text is one."""
+    for row, bad in undecodable(rows.select_columns(column)).items():
+        raise ValueError(f"Row {row + 1}: {bad.reason}: mend the row, or leave it out of the file.")
     for first in range(0, len(rows), ROWS_PER_PART):
         for number, text in enumerate(rows[first : first + ROWS_PER_PART][column], first + 1):
             if not isinstance(text, str):

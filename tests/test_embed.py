@@ -302,6 +302,15 @@ def test_a_limit_beyond_the_positions_is_refused(tokenizer, tmp_path):
     assert embed.load_model(str(tmp_path), embed.Encoding(max_seq_length=64)).max_seq_length == 64
 
 
+def test_bytes_that_are_no_text_are_named_by_their_row(model, tmp_path):
+    values = pa.array([b"the cat", b"a \xff b"]).view(pa.string())
+    pq.write_table(pa.table({"text": values}), tmp_path / "texts.parquet")
+    with pytest.raises(
+        ValueError, match=r"^Row 2: the column 'text' holds the byte 0xff, which is not UTF-8: mend the"
+    ):
+        embed.embed(str(tmp_path / "texts.parquet"), tmp_path / "out.parquet", model)
+
+
 def test_what_is_cut_off_is_counted(model, file, tmp_path, caplog, texts):
     embed.embed(str(file), tmp_path / "out.parquet", model, encoding=embed.Encoding(max_seq_length=12))
     tokenizer = embed.load_model(model, ENCODING).tokenizer

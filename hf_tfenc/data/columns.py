@@ -208,7 +208,7 @@ def _reader(origin: Origin, rows: Dataset, column: Column, source: str) -> Reade
     return replace(reader, type=label_type)
 
 
-def _undecodable(rows: Dataset) -> dict[int, _Bad]:
+def undecodable(rows: Dataset) -> dict[int, _Bad]:
     """Rows with strings whose bytes are no UTF-8, which a parquet file may hold unnoticed."""
     found: dict[int, _Bad] = {}
     for column in rows.column_names:
@@ -225,8 +225,8 @@ def _undecodable(rows: Dataset) -> dict[int, _Bad]:
 
 
 def _decodable(rows: Dataset) -> Dataset:
-    undecodable = list(_undecodable(rows))
-    return rows.select(np.setdiff1d(np.arange(len(rows)), undecodable)) if undecodable else rows
+    left_out = list(undecodable(rows))
+    return rows.select(np.setdiff1d(np.arange(len(rows)), left_out)) if left_out else rows
 
 
 def _is_valid(values: pa.ChunkedArray) -> bool:
@@ -239,9 +239,9 @@ def _is_valid(values: pa.ChunkedArray) -> bool:
 
 def _bad_rows(rows: Dataset, readers: list[Reader], empty_texts_are_bad: bool) -> Iterator[tuple[int, _Bad]]:
     """(index, what is wrong) of each row that holds a value that will not do."""
-    undecodable = _undecodable(rows)
-    yield from undecodable.items()
-    numbers = (row for row in range(len(rows)) if row not in undecodable)
+    left_out = undecodable(rows)
+    yield from left_out.items()
+    numbers = (row for row in range(len(rows)) if row not in left_out)
     for batch in _decodable(rows).iter(batch_size=1000):
         for values in zip(*(batch[reader.column] for reader in readers), strict=True):
             row = next(numbers)

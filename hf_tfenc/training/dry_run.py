@@ -39,13 +39,9 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     args, accelerator, total, epoch = trainer.args, trainer.accelerator, trainer.total_steps, trainer.steps_per_epoch
     assert epoch is not None  # a stream has none, and no dry run
     tokens = {split: int(numpy_column(encoded, "length").sum()) for split, encoded in rows.items()}
-    evaluations = (
-        math.ceil(total / (args.eval_steps or epoch or total)) + 1
-    )  # and the best model once more, at the end
-    step_tokens, token_seconds = ten_steps(trainer, rows["train"])
-    if epoch:  # else nobody knows how long it is
-        step_tokens = tokens["train"] / epoch
-    train_seconds = token_seconds * step_tokens * total
+    evaluations = math.ceil(total / (args.eval_steps or epoch)) + 1  # and the best model once more, at the end
+    token_seconds = ten_steps(trainer, rows["train"])
+    train_seconds = token_seconds * tokens["train"] / epoch * total
     evaluated_tokens = evaluations * tokens["validation"] + tokens.get("test", 0)
     eval_seconds = evaluation_seconds(trainer, rows["validation"]) * evaluated_tokens
     memory = max(gather_object([peak_memory(accelerator)]))
@@ -53,7 +49,7 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     return [
         *report_lines(report, args.max_seq_length),
         f"model: {accelerator.unwrap_model(trainer.model).num_parameters():,} parameters",
-        f"steps: {total:,}, {f'{epoch:,} an epoch, ' if epoch else ''}with {evaluations:,} evaluations",
+        f"steps: {total:,}, {epoch:,} an epoch, with {evaluations:,} evaluations",
         f"time: about {clock(train_seconds + eval_seconds)}, {clock(eval_seconds)} of it for evaluations; "
         f"{1 / token_seconds:,.0f} tokens/s in training",
         f"memory: {memory / 2**30:.2f} GiB of {'the device' if on_cuda(accelerator) else 'RAM'} at the peak"
@@ -62,12 +58,8 @@ def dry_run(trainer: Trainer, splits: DatasetDict, rows: DatasetDict) -> list[st
     ]
 
 
-def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
-    """Make ten steps, which change the model.
-
-    Returns:
-        the tokens of a step in all processes, and the seconds that a token takes; without the first step, which warms up
-    """
+def ten_steps(trainer: Trainer, rows: Dataset) -> float:
+    """Make ten steps, which change the model. The seconds that a token takes, without the first step, which warms up."""
     trainer.model.train()
     started, tokens = 0.0, 0
     for step, batches in enumerate(islice(steps_of(trainer, rows), STEPS)):
@@ -89,7 +81,7 @@ def ten_steps(trainer: Trainer, rows: Dataset) -> tuple[float, float]:
         if step < trainer.total_steps - 1:
             trainer.schedule.step()
     of_all = sum(gather_object([tokens]))
-    return of_all / (STEPS - 1), (time.monotonic() - started) / of_all
+    return (time.monotonic() - started) / of_all
 
 
 def steps_of(trainer: Trainer, rows: Dataset) -> Iterator[list[Batch]]:

@@ -29,7 +29,7 @@ from .monitor import LOG_FILE, Monitor
 from .optimization import peak_learning_rate
 from .preflight import check_attention, check_folder, check_rows, check_space, warn_of_bare_texts, warn_of_unknown
 from .processes import on_main
-from .reading import read
+from .reading import Data, read
 from .results import finish, result_text
 from .resume import (
     METRICS_FILE,
@@ -86,15 +86,24 @@ def batch_sizes(args: Arguments) -> str:
 
 def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploads) -> dict[str, Any]:
     accelerator = make_accelerator(args)
+    metrics = _run_together(accelerator, args, lock, signals, uploads)
+    # By now the trainer is freed: torch may hang where that happens to DDP's model after the processes have parted.
+    accelerator.free_memory()
+    accelerator.end_training()
+    return metrics
+
+
+def _run_together(
+    accelerator: Accelerator, args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploads
+) -> dict[str, Any]:
     if args.lora_r and accelerator.distributed_type == DistributedType.FSDP:
         raise OptionError("--lora_r does not go with FSDP: what is trained is small, so use DDP.")
     check_tracker(args)
     say = accelerator.print
     quiet_libraries(accelerator)
     folder = Path(args.output_dir or "")
-    on_main(accelerator, lambda: check_output(args, folder))
-    # A dry run tells of the whole run, whatever there is of it already.
-    start: Start = Start() if args.dry_run else on_main(accelerator, lambda: locked_start(args, folder, lock))
+    find = dry_start if args.dry_run else locked_start
+    start: Start = on_main(accelerator, lambda: find(args, folder, lock))
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     check_attention(args)
@@ -106,21 +115,7 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
         read_config(args.model_name_or_path)  # before any long work
     data = read(args, accelerator, saved)
     task, tokenizer, rows = data.task, data.tokenizer, data.rows
-
-    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    model = make_model(args, task, tokenizer, saved)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    check_rows(rows, model, tokenizer, task.token_columns)
-    warn_of_unknown(rows, tokenizer, task.token_columns)
-    if args.task != "causal-lm":
-        warn_of_bare_texts(tokenizer)
-    trained = model.num_parameters(only_trainable=True)
-    part = f", {trained:,} of them trained" if args.lora_r else ""
-    say(f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}")
-    args.learning_rate = peak_learning_rate(model, args)
-    set_seed(args.seed, device_specific=True)  # dropout differs between processes
-
+    model = ready_model(args, data, saved, accelerator)
     facts = run_facts(args, model.config, tokenizer, rows, accelerator, data.stream)
     progress = Progress(**start.state.get("progress", {}))
     if not check_same_run(start, facts, args):
@@ -131,19 +126,11 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
     trainer = Trainer(args, task, model, train_rows, rows["validation"], accelerator, signals, progress)
     if args.dry_run:
         say("\n" + "\n".join(dry_run(trainer, data.splits, rows)))
-        del trainer  # as at the end of a run
-        accelerator.free_memory()
-        accelerator.end_training()
         return {}
     with signals.deferred():
         if start.finished:
             say(f"{folder} holds this run, finished; it is measured once more.")
-            metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-            if metrics.get("rows", facts["rows"]) != facts["rows"]:
-                raise OptionError(
-                    f"--output_dir {folder} holds a finished run on other rows: choose another folder, or remove that "
-                    "run with --overwrite_output_dir."
-                )
+            metrics = metrics_of_finished(folder, facts)
         else:
             if not on_main(accelerator, lambda: prepare_folder(args, folder, lock, model, start, progress)):
                 progress.best_metric = None  # the next evaluation begins anew
@@ -170,10 +157,42 @@ def _run(args: Arguments, lock: FolderLock, signals: StopSignals, uploads: Uploa
             say(f"\nTo run it again from the start: {launch_command(args, overwrite=True)}")
         if args.push_to_hub:
             say(uploads.finish())
-    # torch may hang where a DistributedDataParallel model is freed after the processes have parted.
-    del trainer
-    accelerator.free_memory()
-    accelerator.end_training()
+    return metrics
+
+
+def ready_model(args: Arguments, data: Data, saved: Path | None, accelerator: Accelerator) -> PreTrainedModel:
+    """The model of the run, fit for its rows; the learning rate that suits it is set in `args`, and the random seeds.
+
+    Args:
+        saved: an output folder or a checkpoint of this run, where there is one
+    """
+    task, tokenizer, rows = data.task, data.tokenizer, data.rows
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    model = make_model(args, task, tokenizer, saved)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    check_rows(rows, model, tokenizer, task.token_columns)
+    warn_of_unknown(rows, tokenizer, task.token_columns)
+    if args.task != "causal-lm":
+        warn_of_bare_texts(tokenizer)
+    trained = model.num_parameters(only_trainable=True)
+    part = f", {trained:,} of them trained" if args.lora_r else ""
+    accelerator.print(
+        f"{saved or args.model_name_or_path or args.preset}: {model.num_parameters():,} parameters{part}"
+    )
+    args.learning_rate = peak_learning_rate(model, args)
+    set_seed(args.seed, device_specific=True)  # dropout differs between processes
+    return model
+
+
+def metrics_of_finished(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a finished run wrote. Raises OptionError where it was on other rows."""
+    metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    if metrics.get("rows", facts["rows"]) != facts["rows"]:
+        raise OptionError(
+            f"--output_dir {folder} holds a finished run on other rows: choose another folder, or remove that run with "
+            "--overwrite_output_dir."
+        )
     return metrics
 
 
@@ -223,6 +242,12 @@ def test_metrics(
 
 
 # --- The pieces of a run ---------------------------------------------------------------------------------------------
+
+
+def dry_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:
+    """The beginning, for a dry run tells of the whole run, whatever there is of it already."""
+    check_output(args, folder)
+    return Start()
 
 
 def locked_start(args: Arguments, folder: Path, lock: FolderLock) -> Start:

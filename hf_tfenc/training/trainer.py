@@ -92,15 +92,15 @@ def training_step(
     grad_norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf")))
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     finite = torch.isfinite(total + grad_norm)
-    result = StepResult(total, items, grad_norm, reading(torch.stack([finite, stops > 0])))
+    result = StepResult(total, items, grad_norm, copy_to_host(torch.stack([finite, stops > 0])))
     # float16's loss scaling skips by itself, and lowers the scale.
     if skip_unless(finite, optimizer, accelerator) or accelerator.scaler is not None or result.finite:
         optimizer.step()
     return result
 
 
-def reading(flags: Tensor) -> Callable[[], list[bool]]:
-    """What gives some flags as they are now, and waits for no more of the device's work than made them."""
+def copy_to_host(flags: Tensor) -> Callable[[], list[bool]]:
+    """Start a copy of some flags to the CPU. Calling the result gives them, and waits for that copy alone."""
     if flags.device.type != "cuda":
         return flags.tolist
     copy, arrived = flags.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -232,9 +232,9 @@ class Trainer:
 
     def steps_left(self) -> int:
         """Optimizer steps to the end of the last epoch, for the number of processes that there are now."""
-        assert isinstance(self.train_bins, TrainingBins)  # a stream has max_steps
+        assert isinstance(self.train_bins, TrainingBins) and self.args.num_train_epochs  # a stream has max_steps
         first, consumed = self.progress.epoch, self.progress.consumed_bins
-        epochs = range(first, self.args.num_train_epochs or self.task.epochs)
+        epochs = range(first, self.args.num_train_epochs)
         return sum(self.train_bins.steps(epoch, consumed if epoch == first else 0) for epoch in epochs)
 
     @property
