@@ -22,6 +22,7 @@ from huggingface_hub import (
 from transformers import PreTrainedConfig
 
 from ..tasks import TASKS, Task
+from ..tasks.task import own_text
 from ..training.arguments import CONFIG_FILE, Arguments
 from ..training.checkpointing import write_text
 from .sentence_transformers import pools_there
@@ -226,7 +227,7 @@ def card_text(
         positions=config.max_position_embeddings if config.position_embedding_type in ABSOLUTE else None,
         labels=labels_of(task, config),
         fence=fence_of(metrics["examples"]),
-        usage=task.usage(where),
+        usage=task.usage(where, own_text(metrics)),
         auto_class=task.auto_class.__name__,
         shown=SHOWN.get(task.auto_class.__name__, "output.logits.shape"),
         vectors=(folder / "modules.json").exists(),

@@ -1,5 +1,6 @@
 """Causal language modelling: predict each next token from those before it."""
 
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +177,9 @@ class CausalLM(LanguageModeling):
         )
 
     @staticmethod
-    def usage(where: str) -> str:
-        return f'write = pipeline("text-generation", "{where}")\nprint(write("Return a new"))'
+    def usage(where: str, text: str | None = None) -> str:
+        asked = json.dumps(text or "Return a new", ensure_ascii=False)
+        return f'write = pipeline("text-generation", "{where}")\nprint(write({asked}))'
 
 
 def predict_next(row: Row) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Embedding: one vector for a text, near to the vectors of texts that mean the same."""
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -348,11 +349,12 @@ class Embedding(Task):
         return f"held-out {line(self.reported)}\n({line(self.counted)})"
 
     @staticmethod
-    def usage(where: str) -> str:
+    def usage(where: str, text: str | None = None) -> str:
+        asked = json.dumps([text or "One text.", "Another one."], ensure_ascii=False)
         return (
             "from transformers import AutoModel, AutoTokenizer\n"
             f'tokenizer, model = AutoTokenizer.from_pretrained("{where}"), AutoModel.from_pretrained("{where}")\n'
-            'texts = tokenizer(["One text.", "Another one."], padding=True, return_tensors="pt")\n'
+            f'texts = tokenizer({asked}, padding=True, return_tensors="pt")\n'
             "print(model(**texts).pooler_output)"
         )
 

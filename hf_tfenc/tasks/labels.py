@@ -55,7 +55,7 @@ class Labels:
         return cls([config.id2label[number] for number in range(config.num_labels)])
 
     def check(self, rows: Dataset, column: str, split: str, limit: int | None = None) -> None:
-        """Whether these are all labels of a split.
+        """See that these are all labels of a split.
 
         Args:
             limit: how many training rows were taken at most, the first ones; None for all

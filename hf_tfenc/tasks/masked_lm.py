@@ -1,5 +1,6 @@
 """Masked language modelling: hide some tokens, predict them from the others."""
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -209,8 +210,11 @@ class MaskedLM(LanguageModeling):
         )
 
     @staticmethod
-    def usage(where: str) -> str:
-        return f'fill = pipeline("fill-mask", "{where}")\nprint(fill(f"Return a new {{fill.tokenizer.mask_token}}."))'
+    def usage(where: str, text: str | None = None) -> str:
+        asked = (
+            'f"Return a new {fill.tokenizer.mask_token}."' if text is None else json.dumps(text, ensure_ascii=False)
+        )
+        return f'fill = pipeline("fill-mask", "{where}")\nprint(fill({asked}))'
 
     def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
         ids = np.asarray(evaluation[0]["input_ids"])[:WIDGET_TOKENS].tolist()

@@ -1,5 +1,6 @@
 """Sequence classification: one label for a text or a pair of texts, several labels, or a number."""
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -310,8 +311,9 @@ class SequenceClassification(Task):
         return f"{line}\n{counting})"
 
     @staticmethod
-    def usage(where: str) -> str:
-        return f'classify = pipeline("text-classification", "{where}")\nprint(classify("Some text."))'
+    def usage(where: str, text: str | None = None) -> str:
+        asked = json.dumps(text or "Some text.", ensure_ascii=False)
+        return f'classify = pipeline("text-classification", "{where}")\nprint(classify({asked}))'
 
 
 def problem_type_of(rows: Dataset) -> str:

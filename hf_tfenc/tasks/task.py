@@ -202,8 +202,8 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def usage(where: str) -> str:
-        """A line or two of Python that use the model in the folder or repository `where`."""
+    def usage(where: str, text: str | None = None) -> str:
+        """A line or two of Python that use the model in the folder or repository `where`, on a text such as it knows."""
 
     def widget(self, evaluation: Dataset) -> list[dict[str, Any]]:
         """What the Hub offers to try: a held-out text, or the beginning of it, in the form of its widgets."""
@@ -266,6 +266,12 @@ class Task(ABC):
             config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
             return getattr(config, "type_vocab_size", 0) > 0
         return preset_config(str(args.preset), **args.parsed_config_overrides()).type_vocab_size > 0
+
+
+def own_text(metrics: dict[str, Any]) -> str | None:
+    """A held-out text of the user's own, as the widget has it; none of the built-in corpus, nor where none is quoted."""
+    widget = metrics.get("widget") or [{}]
+    return None if "corpus" in metrics else widget[0].get("text")
 
 
 def sum_backward(

@@ -1,5 +1,6 @@
 """Token classification: one tag for each word, such as its part of speech or its place in a name."""
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -287,11 +288,9 @@ class TokenClassification(Task):
         return f"{line}\n{counting})"
 
     @staticmethod
-    def usage(where: str) -> str:
-        return (
-            f'tag = pipeline("token-classification", "{where}", aggregation_strategy="first")\n'
-            'print(tag("Ada Lovelace lived in London ."))'
-        )
+    def usage(where: str, text: str | None = None) -> str:
+        asked = json.dumps(text or "Ada Lovelace lived in London .", ensure_ascii=False)
+        return f'tag = pipeline("token-classification", "{where}", aggregation_strategy="first")\nprint(tag({asked}))'
 
 
 class TaggedCollator(PaddedCollator):

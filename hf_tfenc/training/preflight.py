@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Whether all processes that were launched have found each other. Raises OptionError."""
+    """Raise OptionError unless all processes that were launched have found each other."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise OptionError(
@@ -53,7 +53,7 @@ def check_attention(args: Arguments) -> None:
 
 
 def check_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Whether all processes can write to one and the same output folder. It is left as it was, or not there.
+    """See that all processes can write to one and the same output folder. It is left as it was, or not there.
 
     Raises:
         OptionError: it cannot be written, or processes on other machines do not see it.
@@ -85,7 +85,7 @@ def check_folder(folder: Path, accelerator: Accelerator) -> None:
 
 
 def check_space(folder: Path, model: nn.Module, checkpoints: int, freed: bool) -> None:
-    """Whether so many more checkpoints and the best model fit on the disk.
+    """See that so many more checkpoints and the best model fit on the disk.
 
     Args:
         freed: whether what the folder holds is removed first.
@@ -112,7 +112,7 @@ def check_rows(
     tokenizer: PreTrainedTokenizerBase,
     columns: Sequence[str] = ("input_ids",),
 ) -> None:
-    """Whether the model can take the rows, whose token ids are in `columns`.
+    """See that the model can take the rows, whose token ids are in `columns`.
 
     Raises:
         OptionError: a split is empty, an id is none of the model's vocabulary, a row is longer than its positions, or

@@ -16,6 +16,7 @@ from ..publish.card import data_card, test_name, write_card
 from ..publish.plots import PLOTS, QUOTING, plot_loss
 from ..publish.sentence_transformers import write_modules
 from ..tasks import TASKS, Measurement, Task
+from ..tasks.task import own_text
 from .arguments import Arguments
 from .checkpointing import write_text
 from .monitor import LOG_FILE, clock
@@ -81,7 +82,11 @@ def result_text(metrics: dict[str, Any], folder: Path) -> str:
     """What a run learned, where it lies, and what to do next."""
     kind = TASKS[metrics["hf_tfenc_task"]]
     program = "; ".join(
-        ["import hf_tfenc", "from transformers import pipeline", *kind.usage(str(folder)).splitlines()]
+        [
+            "import hf_tfenc",
+            "from transformers import pipeline",
+            *kind.usage(str(folder), own_text(metrics)).splitlines(),
+        ]
     )
     return "\n".join(
         [

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 from hf_tfenc.data.collators import EncodedRows
 from hf_tfenc.evaluate import main
 from hf_tfenc.tasks import TASKS, Task, join
+from hf_tfenc.tasks.task import own_text
 from hf_tfenc.training.arguments import Arguments
 from hf_tfenc.training.evaluation import DIGITS
 from hf_tfenc.training.run import run
@@ -226,7 +227,9 @@ def test_a_run_leaves_a_folder_that_a_pipeline_serves(case, splits, tmp_path, ca
         and json.loads((folder / "metrics.json").read_text()) == metrics
     )
     card = (folder / "README.md").read_text()
-    assert f"pipeline_tag: {kind.pipeline_tag}" in card and kind.usage(str(folder)) in card and "{{" not in card
+    assert f"pipeline_tag: {kind.pipeline_tag}" in card and "{{" not in card
+    text = own_text(metrics)  # in the user's own language
+    assert text == metrics["widget"][0]["text"] and kind.usage(str(folder), text) in card
     served = pipeline(kind.pipeline_tag, str(folder))
     assert PIPELINES[case](served) and all(served(tried["text"]) for tried in metrics["widget"])
     snippets = re.findall("```python\n(.*?)```", card, re.DOTALL)
