@@ -26,8 +26,9 @@ def hold_out(rows: Dataset, inputs: list[str], share: float, labels: Sequence[st
     """About `share` of `rows` in `validation`, the others in `train`; at least one text in each.
 
     Chosen by a hash of the columns `inputs`, so that equal rows are on one side whatever their labels. Where there are
-    few rows and text is all that they have, blocks of the long ones are held out; what stays between is whole. A row with a label that would have no
-    other row to be learned from is not held out; `labels` are the columns of labels, or of lists of them.
+    few rows and text is all that they have, blocks of the long ones are held out; what stays between is whole. A row
+    with a label that would have no other row to be learned from is not held out; `labels` are the columns of labels,
+    or of lists of them.
     """
     if len(rows) < FEWEST_ROWS and rows.column_names == ["text"]:
         blocks = rows.map(_cut, batched=True, batch_size=1, with_indices=True)
