@@ -190,6 +190,11 @@ class TfEncConfig(PreTrainedConfig):
         """Every keyword that the constructor takes for the architecture, the textbook's words included."""
         return [field.name for field in fields(cls)] + list(cls.attribute_map)
 
+    @property
+    def position_limit(self) -> int | None:
+        """The most tokens that a row may have; None where positions go on without an end."""
+        return self.max_position_embeddings if self.position_embedding_type in ("sinusoidal", "learned") else None
+
     @classmethod
     def foreign_names(cls) -> set[str]:
         """Keywords of the constructor that say nothing of the architecture: they are transformers' own."""

@@ -190,10 +190,10 @@ def check_max_seq_length(asked: int, model: Any) -> None:
     if asked <= special:
         raise ValueError(f"--max_seq_length {asked} has no room for text beside {special} special tokens: raise it.")
     for module in transformers_in(model):
-        config = module.config
-        learned = getattr(config, "position_embedding_type", "absolute") in ("sinusoidal", "learned", "absolute")
-        limit = getattr(config, "max_position_embeddings", None)
-        if learned and limit is not None and asked > limit and config.model_type in ("tfenc", "bert"):
+        limit = module.config.position_limit if isinstance(module, TfEncModel) else None
+        if module.config.model_type == "bert":
+            limit = module.config.max_position_embeddings
+        if limit is not None and asked > limit:
             raise ValueError(f"--max_seq_length {asked} is more than the model's {limit} positions: lower it.")
 
 

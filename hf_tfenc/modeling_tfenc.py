@@ -873,7 +873,7 @@ class TfEncModel(TfEncPreTrainedModel):
 
     def check_inputs(self, shape: tuple[int, ...], ids: Ids, mask: Ids, positions: Ids, segments: Ids) -> None:
         """Raise a ValueError, one sentence, where an input does not fit the model."""
-        config, limit = self.config, self.config.max_position_embeddings
+        config, limit = self.config, self.config.position_limit
         check_range("input_ids", ids, config.vocab_size, "the tokenizer does not belong to this model")
         check_shape("attention_mask", mask, shape, "(batch, length)")
         if mask is not None and mask.device.type == "cpu" and not is_tracing() and (mask < 0).any():
@@ -885,7 +885,7 @@ class TfEncModel(TfEncPreTrainedModel):
         if positions is not None:
             check_shape("position_ids", positions, (1, shape[1]) if len(positions) == 1 else shape, "(batch, length)")
         check_range("token_type_ids", segments, max(config.type_vocab_size, 1), "the model has no such segment")
-        if config.position_embedding_type not in ("sinusoidal", "learned") or is_tracing():
+        if limit is None or is_tracing():
             return
         if positions is None and shape[1] > limit:
             raise ValueError(

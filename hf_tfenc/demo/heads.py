@@ -47,8 +47,8 @@ class Head:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
         self.longest = min(TOKENS, tokenizer.model_max_length)
-        if model.config.position_embedding_type in ("sinusoidal", "learned"):
-            self.longest = min(self.longest, model.config.max_position_embeddings)
+        if model.config.position_limit is not None:
+            self.longest = min(self.longest, model.config.position_limit)
 
     def encode(self, text: str, second: str) -> Encoded:
         """Raises ValueError, one sentence, for what cannot be asked."""

@@ -67,7 +67,6 @@ PURPOSES = {
     "token-classification": "It says what each word of a text is.",
     "feature-extraction": "It gives vectors of texts, near to each other where the texts mean the same.",
 }
-ABSOLUTE = ("sinusoidal", "learned")
 
 
 # --- What others may know --------------------------------------------------------------------------------------------
@@ -223,8 +222,7 @@ def card_text(
         config=config,
         metrics=metrics,
         task=task,
-        # Other positions are of no fixed number.
-        positions=config.max_position_embeddings if config.position_embedding_type in ABSOLUTE else None,
+        positions=config.position_limit,
         labels=labels_of(task, config),
         fence=fence_of(metrics["examples"]),
         usage=task.usage(where, own_text(metrics)),

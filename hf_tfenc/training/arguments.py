@@ -206,7 +206,7 @@ class RunArguments:
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
     gradient_checkpointing: bool = option(
-        False, "keep each layer's input alone and compute the rest again: less memory, a third more time"
+        False, "keep each layer's input alone and compute the rest again: less memory, more time"
     )
     full_determinism: bool = option(False, "the same bits on the same GPU, slower")
     cpu_threads: int | None = option(None, "threads of each process on a CPU; by default the cores over the processes")

@@ -43,8 +43,8 @@ def make_model(
             f"--task {args.task} needs a vector for each text, and the model's pooling is none: give "
             '--config_overrides \'{"pooling": "mean"}\'.'
         )
-    positions = model.config.max_position_embeddings
-    if args.max_seq_length > positions and model.config.position_embedding_type in ("sinusoidal", "learned"):
+    positions = model.config.position_limit
+    if positions is not None and args.max_seq_length > positions:
         raise OptionError(
             f"--max_seq_length {args.max_seq_length} is longer than the model's {positions} positions: lower it."
         )

@@ -128,10 +128,10 @@ def check_rows(
                 f"The {split} split has the token {largest}, and the model's vocab_size is {config.vocab_size}: "
                 "use the model's own tokenizer."
             )
-        if config.position_embedding_type in ("sinusoidal", "learned") and longest > config.max_position_embeddings:
+        if config.position_limit is not None and longest > config.position_limit:
             raise OptionError(
-                f"The {split} split has a row of {longest} tokens, and the model has "
-                f"{config.max_position_embeddings} positions: lower --max_seq_length."
+                f"The {split} split has a row of {longest} tokens, and the model has {config.position_limit} positions: "
+                "lower --max_seq_length."
             )
     if tokenizer.pad_token_id is None:
         raise OptionError("The tokenizer has no pad token, which batches need: choose another --tokenizer_name.")
