@@ -1,5 +1,7 @@
 """hf_tfenc: the shortest honest path from raw text to your own transformer encoder on the Hub."""
 
+import contextlib
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -12,6 +14,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from . import modeling_tfenc
 from .configuration_tfenc import TfEncConfig
 from .modeling_tfenc import (
     TfEncForCausalLM,
@@ -25,6 +28,11 @@ from .modeling_tfenc import (
 )
 
 __version__ = "0.1.0"
+
+with contextlib.suppress(ImportError):  # Triton comes with torch where there may be a GPU
+    from . import packed_attention
+
+    modeling_tfenc.fused_kernels = packed_attention
 
 # With these, checkpoints load through the Auto classes without `trust_remote_code` wherever the package is imported.
 AutoConfig.register("tfenc", TfEncConfig, exist_ok=True)

@@ -11,6 +11,7 @@ Shapes: batch, length (tokens of a padded row), tokens (of a packed row), heads,
 import copy
 import math
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -260,8 +261,7 @@ def find_packing(
             )
         if not tracing and ends.device.type == "cpu" and (starts > ends).any():
             raise ValueError("cu_seq_lens_q falls somewhere; it says where each sequence begins, in their order.")
-        ids = torch.searchsorted(ends, torch.arange(length, device=ends.device, dtype=ends.dtype), right=True)
-        return Packing(ids[None], starts)
+        return Packing(sequence_ids(cu_seq_lens, length)[None], starts)
     if attention_mask is not None or position_ids is None or (tracing and batch != 1):
         return None  # a graph cannot look at the positions of several rows, which must not restart anyway
     restarts = position_ids.diff() <= 0  # positions that jump ahead are one sequence's
@@ -273,6 +273,18 @@ def find_packing(
             "For padded rows pass attention_mask."
         )
     return Packing(F.pad(restarts.cumsum(dim=1), (1, 0)), None)
+
+
+def sequence_ids(cu_seq_lens: Tensor, length: int) -> Tensor:
+    """The index of each token's sequence, by where each begins, and the end: (length,)."""
+    places = torch.arange(length, device=cu_seq_lens.device, dtype=cu_seq_lens.dtype)
+    return torch.searchsorted(cu_seq_lens, places, right=True) - 1
+
+
+def token_bounds(cu_seq_lens: Tensor, length: int) -> Tensor:
+    """Where the sequence of each token begins, and where it ends: (2, length) int32."""
+    ids = sequence_ids(cu_seq_lens, length)
+    return torch.stack((cu_seq_lens[ids], cu_seq_lens[ids + 1])).int()
 
 
 class Unpadding(NamedTuple):
@@ -498,6 +510,10 @@ def no_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dr
     return None
 
 
+# Kernels that turn queries and keys, attend, and have each gradient in one piece: `packed_attention`, which the package
+# puts here where it can be imported. A checkpoint's code by itself has torch's kernel.
+fused_kernels: ModuleType | None = None
+
 # Whoever makes a mask for this backend, for input that is not packed, gets the one that sdpa takes.
 AttentionInterface.register("varlen", varlen_attention_forward)
 AttentionMaskInterface.register("varlen", sdpa_mask)
@@ -549,11 +565,14 @@ class TfEncAttention(nn.Module):
         x: Tensor,
         attention_mask: Any = None,
         rotary: Tensor | None = None,
+        token_bounds: Tensor | None = None,
         fallback: Callable | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
-        # (batch, length, 3, heads, head_dim)
-        query, key, value = self.qkv_proj(x).view(*x.shape[:2], 3, -1, self.head_dim).unbind(2)
+        states = self.qkv_proj(x).view(*x.shape[:2], 3, -1, self.head_dim)  # (batch, length, 3, heads, head_dim)
+        if token_bounds is not None:
+            return self.out_proj(self.fused(states, rotary, token_bounds).view(x.shape)), None
+        query, key, value = states.unbind(2)
         query, key = self.rotate(query, rotary), self.rotate(key, rotary)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -571,6 +590,19 @@ class TfEncAttention(nn.Module):
             **kwargs,
         )
         return self.out_proj(heads.flatten(2)), weights
+
+    def fused(self, states: Tensor, rotary: Tensor | None, token_bounds: Tensor) -> Tensor:
+        """All of it by one kernel, over the rows one after another: (batch * length, heads, head_dim)."""
+        reach = None if self.sliding_window is None else self.sliding_window - 1
+        heads: Tensor = fused_kernels.packed_attention(  # type: ignore[union-attr]  # where bounds are given
+            states.flatten(0, 1),
+            None if rotary is None else rotary.flatten(1, 2),
+            token_bounds,
+            self.head_dim**-0.5,
+            reach,
+            0 if self.is_causal else reach,
+        )
+        return heads
 
 
 def plain(activation: nn.Module, x: Tensor) -> Tensor:
@@ -816,6 +848,9 @@ class TfEncModel(TfEncPreTrainedModel):
         bounds, masks = self.bounds_and_masks(config, x, attention_mask, packing, unpadding)
         if packing is not None or unpadding is not None:  # a backend finds the sequences by the same arguments
             kwargs |= {"position_ids": position_ids, "cu_seq_lens_q": bounds if varlen else cu_seq_lens_q}
+        if bounds is not None and self.has_fused_kernels(device):
+            kwargs["token_bounds"] = token_bounds(bounds, x.shape[:2].numel())
+            position_ids = position_ids.expand(x.shape[:2])  # angles of each token
         rotary = {layer_type: look_up(position_ids, max_length) for layer_type, look_up in self.rotary.items()}
         for layer in cast(Iterable[TfEncLayer], self.layers):
             x = layer(x, attention_mask=masks.get(layer.layer_type), rotary=rotary.get(layer.layer_type), **kwargs)
@@ -848,23 +883,35 @@ class TfEncModel(TfEncPreTrainedModel):
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Who sees whom: where each sequence begins and the last one ends, for varlen, or a mask for each layer type."""
         if config._attn_implementation == "varlen":
-            has_kernel = self.has_varlen_kernel(x.device)
+            is_fused = self.has_fused_kernels(x.device)
+            has_kernel = is_fused or self.has_varlen_kernel(x.device)
             if unpadding is not None:
                 return unpadding.cu_seq_lens, {}
             if packing is not None and (has_kernel or not is_tracing()):
                 # One by one, sequences can be attended to wherever their lengths can be looked at.
                 return sequence_bounds(packing, x.shape[1]), {}
-            if packing is None and attention_mask is None and has_kernel:
-                return None, {}  # whole rows
+            if packing is None and attention_mask is None and has_kernel:  # whole rows
+                rows, length = x.shape[:2]
+                if is_fused and (self.rotary or config.sliding_window is not None):  # else sdpa has nothing to save
+                    return torch.arange(0, rows * length + 1, length, device=x.device, dtype=torch.int32), {}
+                return None, {}
         return None, attention_masks(config, x, attention_mask, packing)
 
-    def has_varlen_kernel(self, device: torch.device) -> bool:
-        """Whether torch's `varlen_attn` can compute this model's attention."""
+    def asked_of_kernels(self, device: torch.device) -> tuple[torch.device, torch.dtype, int, float]:
+        """What not every kernel can do: device, precision, features of a head, attention dropout."""
         config, dtype = self.config, self.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        head_dim = config.hidden_size // config.num_attention_heads
-        reason = no_varlen_kernel(device, dtype, head_dim, config.attention_dropout if self.training else 0.0)
+        dropout = config.attention_dropout if self.training else 0.0
+        return device, dtype, config.hidden_size // config.num_attention_heads, dropout
+
+    def has_fused_kernels(self, device: torch.device) -> bool:
+        """Whether the package's own kernels can compute this model's attention."""
+        return fused_kernels is not None and fused_kernels.can_attend(*self.asked_of_kernels(device))
+
+    def has_varlen_kernel(self, device: torch.device) -> bool:
+        """Whether torch's `varlen_attn` can compute this model's attention."""
+        reason = no_varlen_kernel(*self.asked_of_kernels(device))
         if reason and device.type == "cuda":
             logger.warning_once(
                 f"varlen {reason}: each sequence is attended to by itself, which is equal, and slower."

@@ -1,9 +1,9 @@
-"""torch's own varlen kernel against sdpa with masks, in bfloat16: outputs and gradients."""
+"""The package's kernels and torch's varlen kernel against sdpa with masks, in bfloat16: outputs and gradients."""
 
 import pytest
 import torch
 
-from hf_tfenc import TfEncForMaskedLM, TfEncModel
+from hf_tfenc import TfEncForMaskedLM, TfEncModel, modeling_tfenc
 from hf_tfenc.presets import preset_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,6 +25,15 @@ def model_of(preset, attention, causal, head=TfEncModel):
     return head._from_config(config, attn_implementation=attention).cuda().bfloat16()
 
 
+@pytest.fixture(params=["the package's kernels", "torch's"])
+def kernels(request, monkeypatch):
+    """Which ones `varlen` takes: a checkpoint's code without the package has torch's."""
+    if request.param == "torch's":
+        monkeypatch.setattr(modeling_tfenc, "fused_kernels", None)
+    else:
+        assert modeling_tfenc.fused_kernels is not None
+
+
 def batch_of(lengths):
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().cuda()
     ids = torch.randint(1, 300, mask.shape, generator=torch.Generator().manual_seed(0)).cuda()
@@ -34,14 +43,27 @@ def batch_of(lengths):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("preset", ["classic-tiny", "bert-tiny", "modern-tiny"])
+@pytest.mark.usefixtures("kernels")
 def test_padded_rows(preset, lengths, causal):
-    ids, mask = batch_of(LENGTHS[lengths])
+    assert_like_sdpa(preset, causal, *batch_of(LENGTHS[lengths]))
+
+
+@pytest.mark.parametrize("preset", ["bert-tiny", "modern-tiny"])
+@pytest.mark.usefixtures("kernels")
+def test_whole_rows(preset):
+    ids, mask = batch_of((96, 96, 96))
+    assert_like_sdpa(preset, False, ids, None)
+    assert_like_sdpa(preset, False, ids, mask)
+
+
+def assert_like_sdpa(preset, causal, ids, mask):
+    tokens = torch.ones_like(ids).bool() if mask is None else mask.bool()
     outputs, gradients = [], []
     # A normalized state has no gradient of its own size, so its size says nothing.
     directions = torch.randn(1000, 128, generator=torch.Generator().manual_seed(1)).cuda()
     for attention in ("sdpa", "varlen"):
         model = model_of(preset, attention, causal).train()
-        states = model(ids, mask).last_hidden_state[mask.bool()]
+        states = model(ids, mask).last_hidden_state[tokens]
         (states.float() * directions[: len(states)]).mean().backward()
         outputs.append(states.float())
         gradients.append({name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
@@ -52,6 +74,7 @@ def test_padded_rows(preset, lengths, causal):
 
 @pytest.mark.parametrize("slots", [0, 3])
 @pytest.mark.parametrize("preset", ["classic-tiny", "modern-tiny"])
+@pytest.mark.usefixtures("kernels")
 def test_a_packed_row_equals_padded_ones(preset, slots):
     """Slots to spare at the end are sequences without tokens."""
     lengths = LENGTHS["varied"]
@@ -65,6 +88,7 @@ def test_a_packed_row_equals_padded_ones(preset, slots):
     assert torch.equal(packed, padded)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_compiled_step_makes_one_graph():
     model = model_of("modern-tiny", "varlen", False, TfEncForMaskedLM).train()
     compiled = torch.compile(model, dynamic=False, fullgraph=True)
@@ -82,6 +106,7 @@ def test_a_compiled_step_makes_one_graph():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_compiled_step_has_the_same_gradients():
     model = model_of("modern-tiny", "varlen", False, TfEncForMaskedLM).train()
     ids = torch.randint(1, 300, (4, 128), device="cuda")
@@ -94,8 +119,25 @@ def test_a_compiled_step_has_the_same_gradients():
         assert (gradients[1][name] - expected).norm() <= 0.1 * expected.norm() + 1e-6, name
 
 
+def test_the_same_gradient_bit_for_bit_where_that_is_asked_for(caplog):
+    ids, mask = batch_of(LENGTHS["varied"])
+    gradients = []
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        for _ in range(3):
+            model = model_of("modern-tiny", "varlen", False, TfEncForMaskedLM).train()
+            model(ids, mask, labels=ids, prediction_positions=mask.flatten().nonzero()[:, 0]).loss.backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for others in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(gradients[0], others, strict=True))
+    assert not caplog.records  # that anything slower was taken
+
+
 @pytest.mark.parametrize("why", ["float32", "deterministic"])
-def test_where_the_kernel_cannot_the_equal_path_does(why):
+def test_where_the_kernel_cannot_the_equal_path_does(why, monkeypatch):
+    monkeypatch.setattr(modeling_tfenc, "fused_kernels", None)
     ids, mask = batch_of(LENGTHS["varied"])
     model, same = (model_of("modern-tiny", attention, False).eval() for attention in ("varlen", "sdpa"))
     if why == "float32":

@@ -63,7 +63,7 @@ def test_loss_and_gradient_of_each_head(name):
         loss = model(**collate(make_rows(name, 5))).loss
         loss.backward()
         results.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
-    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)  # summed in another order
 
 
 def test_embeddings_and_segments_are_unpadded_too():
