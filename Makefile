@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed-$(notdir $(CONSTRAINTS))
 export HF_UPDATE_DOWNLOAD_COUNTS = 0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help train test test-slow test-browser check format clean
+.PHONY: help train test test-slow test-browser test-kernels check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ test-browser: $(INSTALLED) ## the page of hf-tfenc demo in Chromium; installs pl
 	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e ".[all,dev,browser]"
 	.ci/chromium
 	HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -m browser -rs tests/browser $(ARGS)
+
+test-kernels: $(INSTALLED) ## the GPU kernels, on this machine's GPU or by Triton's interpreter; installs Triton
+	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e ".[all,dev,kernels]"
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=$(if $(shell command -v nvidia-smi),0,1) $(VENV)/bin/pytest -rs tests/kernels $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting and types; changes nothing
 	$(VENV)/bin/ruff check

@@ -327,7 +327,7 @@ def measure(makers: Iterator, rounds: int, device: torch.device) -> list[Contend
 
 
 KERNELS = {
-    "attention": ("flash", "fmha", "cudnn", "sdpa"),
+    "attention": ("flash", "fmha", "cudnn", "sdpa", "attention_kernel", "query_gradient", "key_value_gradient"),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),
     "optimizer and clipping": ("adam", "multi_tensor", "lpnorm"),
     "norms, activations, sums, copies": ("",),
@@ -346,6 +346,7 @@ def profile(contender: Contender, steps: int) -> str:
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name:
             name = event.name.lower()
+            name = "" if name.startswith("triton_") else name  # torch's compiler lists what it fused, and what follows
             kind = next(kind for kind, parts in KERNELS.items() if any(part in name for part in parts))
             spent[kind] += event.time_range.elapsed_us() / 1000 / steps
             of_kernel[event.name] += event.time_range.elapsed_us() / 1000 / steps

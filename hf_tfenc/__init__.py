@@ -30,9 +30,9 @@ from .modeling_tfenc import (
 __version__ = "0.1.0"
 
 with contextlib.suppress(ImportError):  # Triton comes with torch where there may be a GPU
-    from . import packed_attention
+    from . import kernels
 
-    modeling_tfenc.fused_kernels = packed_attention
+    modeling_tfenc.fused_kernels = kernels
 
 # With these, checkpoints load through the Auto classes without `trust_remote_code` wherever the package is imported.
 AutoConfig.register("tfenc", TfEncConfig, exist_ok=True)

@@ -56,6 +56,10 @@ IGNORE_INDEX = -100
 LOGITS_AT_ONCE = 2**26  # in training: 256 MB of them in float32
 Ids = Tensor | None
 
+# `hf_tfenc.kernels`, which the package puts here where it can be imported: on a GPU some lines of this file are computed
+# by kernels of its own. The code that travels with a checkpoint does without.
+fused_kernels: ModuleType | None = None
+
 
 # --- Checks: one sentence for the user, nothing while a graph is traced, no waiting for an accelerator ---------------
 
@@ -510,10 +514,6 @@ def no_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, dr
     return None
 
 
-# Kernels that turn queries and keys, attend, and have each gradient in one piece: `packed_attention`, which the package
-# puts here where it can be imported. A checkpoint's code by itself has torch's kernel.
-fused_kernels: ModuleType | None = None
-
 # Whoever makes a mask for this backend, for input that is not packed, gets the one that sdpa takes.
 AttentionInterface.register("varlen", varlen_attention_forward)
 AttentionMaskInterface.register("varlen", sdpa_mask)
@@ -611,10 +611,9 @@ def plain(activation: nn.Module, x: Tensor) -> Tensor:
 
 def gated(activation: nn.Module, x: Tensor) -> Tensor:
     """A gated linear unit (Shazeer 2020): one half of the features, activated, times the other half."""
-    if torch.compiler.is_dynamo_compiling() and x.device.type == "cuda":
-        # The same numbers. The gradient of a chunk is a cat, for which inductor computes both halves at every place.
-        halves = x.unflatten(-1, (2, -1))
-        return activation(halves[..., 0, :]) * halves[..., 1, :]
+    if fused_kernels is not None and fused_kernels.can_gate(activation, x):
+        product: Tensor = fused_kernels.gated_gelu(x)
+        return product
     x, gate = x.chunk(2, dim=-1)
     return activation(x) * gate
 

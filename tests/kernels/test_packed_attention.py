@@ -1,28 +1,14 @@
-"""The kernels for packed rows against attention written out, on a GPU, or on a CPU by Triton's interpreter.
-
-make test-kernels
-"""
-
-import os
+"""The kernels for packed rows against attention written out."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import DEVICE, DTYPE, GPU, TOLERANCE
 
+from hf_tfenc.kernels import can_attend, packed_attention
 from hf_tfenc.modeling_tfenc import rotary_table, rotate, token_bounds
 
-pytest.importorskip("triton", reason="needs Triton: make test-kernels")
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU or TRITON_INTERPRET=1: make test-kernels",
-)
-
-from hf_tfenc.packed_attention import can_attend, packed_attention  # noqa: E402
-
-GPU = torch.cuda.is_available()
-DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
-TOLERANCE = 1e-2 if GPU else 1e-5
 HEADS = 2
 WINDOWS = {"all": (None, None), "both ways": (20, 20), "back": (15, 0), "look-ahead mask": (None, 0), "itself": (0, 0)}
 
