@@ -1,6 +1,6 @@
 """A compiled run over rows of varied length: how many graphs it makes, and how long the GPU waits.
 
-    python benchmarks/one_graph.py --output benchmarks/results/one_graph_h100.md
+    python benchmarks/one_graph.py --output benchmarks/results/one_graph_h200.md
 
 Two runs of train.py's `run` on the built-in corpus, of the same options but for `--torch_compile`: packed rows, 500
 steps, several epochs, an evaluation after each 150 steps. Printed are the graphs that were made and made anew, the losses

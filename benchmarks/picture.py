@@ -1,6 +1,6 @@
 """The tables of a results page as a picture beside it: speeds as bars, or as curves where a table's rows are lengths.
 
-    python benchmarks/picture.py benchmarks/results/speed_h100.md
+    python benchmarks/picture.py benchmarks/results/speed_h200.md
 
 speed.py and scaling.py call it; by hand it draws a page that was put together from several runs.
 """

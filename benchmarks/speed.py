@@ -1,6 +1,6 @@
 """Real tokens a second of whole training steps and of embedding, beside what people use today.
 
-    python benchmarks/speed.py --output benchmarks/results/speed_h100.md                    # one GPU, base size
+    python benchmarks/speed.py --output benchmarks/results/speed_h200.md                    # one GPU, base size
     python benchmarks/speed.py --size small --output benchmarks/results/speed_cpu.md        # a CPU
 
 All contenders see the same rows of random tokens, in one process. Rows are all 512 tokens long, or of varied lengths

@@ -148,7 +148,7 @@ def rotate_nothing(x: Tensor, rotary: None) -> Tensor:
 
 
 class RotaryPositions(nn.Module):
-    """Looks cosines and sines up where a graph is compiled, which would else work them out in each layer anew."""
+    """Looks cosines and sines up: a compiled graph would work them out in each layer anew, others in a dozen steps."""
 
     def __init__(self, config: TfEncConfig, theta: float):
         super().__init__()
@@ -168,7 +168,10 @@ class RotaryPositions(nn.Module):
             position_ids: (batch, length)
             max_length: no position reaches it; None where nobody knows
         """
-        if torch.compiler.is_dynamo_compiling() and max_length is not None and max_length <= self.shape[1]:
+        exported = (
+            is_tracing() and not torch.compiler.is_dynamo_compiling()
+        )  # for rows of any length, without the table
+        if max_length is not None and max_length <= self.shape[1] and not exported:
             return self.bits.view(torch.float32)[:, position_ids]
         return rotary_table(position_ids, self.head_dim, self.theta)
 
