@@ -168,9 +168,8 @@ class RotaryPositions(nn.Module):
             position_ids: (batch, length)
             max_length: no position reaches it; None where nobody knows
         """
-        exported = (
-            is_tracing() and not torch.compiler.is_dynamo_compiling()
-        )  # for rows of any length, without the table
+        # What is exported is for rows of any length, and without the table.
+        exported = is_tracing() and not torch.compiler.is_dynamo_compiling()
         if max_length is not None and max_length <= self.shape[1] and not exported:
             return self.bits.view(torch.float32)[:, position_ids]
         return rotary_table(position_ids, self.head_dim, self.theta)

@@ -26,7 +26,9 @@ PAIRS = ("pairs", "triplets", "scored")
 
 
 def about(value):
-    """The same number, but for what the last bits of float32 do to its last digit."""
+    """The same number, or list of them, but for what the last bits of float32 do to a last digit."""
+    if isinstance(value, list):
+        return [about(part) for part in value]
     return pytest.approx(value, rel=2e-4, abs=3e-5) if isinstance(value, float) else value
 
 
