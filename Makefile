@@ -30,7 +30,7 @@ test-browser: $(INSTALLED) ## the page of hf-tfenc demo in Chromium; installs pl
 
 test-kernels: $(INSTALLED) ## the GPU kernels, on this machine's GPU or by Triton's interpreter; installs Triton
 	$(VENV)/bin/pip install -q -c $(CONSTRAINTS) -e ".[all,dev,kernels]"
-	HF_HUB_OFFLINE=1 TRITON_INTERPRET=$(if $(shell command -v nvidia-smi),0,1) $(VENV)/bin/pytest -rs tests/kernels $(ARGS)
+	HF_HUB_OFFLINE=1 TRITON_INTERPRET=$(if $(shell command -v nvidia-smi),0,1) $(VENV)/bin/pytest -rs --numprocesses 2 tests/kernels $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting and types; changes nothing
 	$(VENV)/bin/ruff check

@@ -69,6 +69,11 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_exporting() -> bool:
+    """Whether that graph is for another place, where rows may have any length, and the package need not be."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
     """Raise a ValueError unless every id lies in [0, limit) or equals `ignored`. Only ids on a CPU are looked at."""
     if ids is None or ids.device.type != "cpu" or is_tracing():
@@ -168,9 +173,7 @@ class RotaryPositions(nn.Module):
             position_ids: (batch, length)
             max_length: no position reaches it; None where nobody knows
         """
-        # What is exported is for rows of any length, and without the table.
-        exported = is_tracing() and not torch.compiler.is_dynamo_compiling()
-        if max_length is not None and max_length <= self.shape[1] and not exported:
+        if max_length is not None and not is_exporting() and max_length <= self.shape[1]:
             return self.bits.view(torch.float32)[:, position_ids]
         return rotary_table(position_ids, self.head_dim, self.theta)
 
@@ -613,7 +616,7 @@ def plain(activation: nn.Module, x: Tensor) -> Tensor:
 
 def gated(activation: nn.Module, x: Tensor) -> Tensor:
     """A gated linear unit (Shazeer 2020): one half of the features, activated, times the other half."""
-    if fused_kernels is not None and fused_kernels.can_gate(activation, x):
+    if fused_kernels is not None and not is_exporting() and fused_kernels.can_gate(activation, x):
         product: Tensor = fused_kernels.gated_gelu(x)
         return product
     x, gate = x.chunk(2, dim=-1)
@@ -908,7 +911,9 @@ class TfEncModel(TfEncPreTrainedModel):
 
     def has_fused_kernels(self, device: torch.device) -> bool:
         """Whether the package's own kernels can compute this model's attention."""
-        return fused_kernels is not None and fused_kernels.can_attend(*self.asked_of_kernels(device))
+        if fused_kernels is None or is_exporting():
+            return False
+        return fused_kernels.can_attend(*self.asked_of_kernels(device))
 
     def has_varlen_kernel(self, device: torch.device) -> bool:
         """Whether torch's `varlen_attn` can compute this model's attention."""

@@ -93,7 +93,12 @@ def save_for_backward(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def backward(ctx: Any, out_grad: Tensor) -> Tensor:
-    return backward_operator(*ctx.saved_tensors, out_grad)
+    (x,) = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # its own derivative will be asked for
+        first, gate = x.chunk(2, dim=-1)
+        (grad,) = torch.autograd.grad(nn.functional.gelu(first) * gate, x, out_grad, create_graph=True)
+        return grad
+    return backward_operator(x, out_grad)
 
 
 forward_operator.register_autograd(backward, setup_context=save_for_backward)

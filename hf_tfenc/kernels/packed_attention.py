@@ -256,9 +256,10 @@ def forward_operator(
     qkv: Tensor, rotary: Tensor | None, bounds: Tensor, scale: float, back: int, ahead: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the logarithms of the softmax's denominators, and queries and keys as they were turned."""
+    qkv, bounds = qkv.contiguous(), bounds.contiguous()
     results = out, lse, turned = empty_results(qkv, rotary, bounds, scale, back, ahead)
     if rotary is not None:
-        launch(rotation_kernel, turned.flatten(1, 2), qkv, rotary, turned)
+        launch(rotation_kernel, turned.flatten(1, 2), qkv, rotary.contiguous(), turned)
     queries, keys, values, *strides = tensors_and_strides(qkv, turned)
     launch(
         attention_kernel, out, queries, keys, values, bounds, out, lse, *strides,
@@ -281,9 +282,10 @@ def backward_operator(
     ahead: int,
 ) -> Tensor:
     """The gradient of `qkv`."""
-    qkv_grad, products, out_grad = torch.empty_like(qkv), torch.empty_like(lse), out_grad.contiguous()
+    qkv, bounds, out_grad = qkv.contiguous(), bounds.contiguous(), out_grad.contiguous()
+    qkv_grad, products = torch.empty_like(qkv), torch.empty_like(lse)
     queries, keys, values, *strides = tensors_and_strides(qkv, turned)
-    angles = lse if rotary is None else rotary  # some tensor, where none is read
+    angles = lse if rotary is None else rotary.contiguous()  # some tensor, where none is read
     launch(
         query_gradient_kernel, out, queries, keys, values, angles, bounds, out, out_grad, lse, products,
         qkv_grad, *strides, scale * LOG2_E, scale, back, ahead, ROTARY=rotary is not None,
@@ -306,7 +308,7 @@ def empty_results(
 
 @backward_operator.register_fake
 def empty_gradient(out_grad: Tensor, out: Tensor, lse: Tensor, qkv: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(qkv)
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -317,6 +319,10 @@ def save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Ten
 
 
 def backward(ctx: Any, out_grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            'These kernels have no second derivative: load the model with attn_implementation="eager" for it.'
+        )
     return backward_operator(out_grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 

@@ -37,6 +37,16 @@ def test_features_that_do_not_lie_one_after_another():
     assert torch.equal(gated_gelu(x.T.contiguous().T), gated_gelu(x))
 
 
+def test_its_second_derivative_is_torchs():
+    seconds = []
+    for unit in (written_out, gated_gelu):
+        torch.manual_seed(0)
+        x = torch.randn(3, 8, device=DEVICE, requires_grad=True)
+        (gradient,) = torch.autograd.grad(unit(x).square().sum(), x, create_graph=True)
+        seconds += torch.autograd.grad(gradient.square().sum(), x)
+    torch.testing.assert_close(*seconds, rtol=1e-4, atol=1e-4)
+
+
 def test_what_torch_asks_of_an_operator():
     x = torch.randn(4, 32).to(DEVICE, DTYPE).requires_grad_()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")

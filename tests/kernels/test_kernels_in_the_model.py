@@ -90,6 +90,24 @@ def test_the_same_states_and_gradients(calls, preset, form, causal):
         assert (back, ahead) == (reach, 0 if causal else reach)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_step(calls, backend):
+    """One graph with its backward pass; on a GPU `tests/gpu` asks for more."""
+    bounds = torch.tensor([0, 40, 41, 64], dtype=torch.int32, device=DEVICE)
+    ids = torch.randint(1, 50, (1, 64), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    results = []
+    for compiled in (False, True):
+        model = model_of("modern-tiny", "varlen", False)
+        if compiled:
+            model.compile(backend=backend, fullgraph=True)
+        results.append(states_and_gradients(model, slice(None), ids, cu_seq_lens_q=bounds, max_length_q=64))
+    (expected, expected_gradients), (found, gradients) = results
+    for one, other in zip(expected, found, strict=True):
+        assert (other - one).norm() <= TOLERANCE * one.norm()
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).norm() <= (0.05 if GPU else 1e-4) * gradient.norm() + 1e-4, name
+
+
 def test_attention_weights_are_asked_of_the_eager_path(calls):
     model = model_of("modern-tiny", "varlen", False).eval()
     assert len(model(torch.ones(2, 7, dtype=torch.long, device=DEVICE), output_attentions=True).attentions) == 3

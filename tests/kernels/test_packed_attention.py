@@ -102,6 +102,23 @@ def test_the_same_bits_each_time():
     assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])
 
 
+def test_there_is_no_second_derivative():
+    qkv, rotary, cu_seq_lens = row_of((5, 3), 32)
+    out = kernels(qkv.requires_grad_(), rotary, cu_seq_lens, None, None)
+    with pytest.raises(RuntimeError, match='attn_implementation="eager"'):
+        torch.autograd.grad(out.sum(), qkv, create_graph=True)
+
+
+def test_inputs_that_do_not_lie_one_after_another():
+    qkv, rotary, cu_seq_lens = row_of((30, 50), 32)
+    apart = torch.stack((qkv, qkv), dim=-1)[..., 0].requires_grad_()
+    results = []
+    for x, angles in ((apart, torch.stack((rotary, rotary), dim=-1)[..., 0]), (qkv.requires_grad_(), rotary)):
+        out = kernels(x, angles, cu_seq_lens, 10, 10)
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_what_torch_asks_of_an_operator():
     """Its form without data, for compiled graphs, and its gradient."""
     qkv, rotary, cu_seq_lens = row_of((20, 5), 32)
