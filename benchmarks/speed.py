@@ -10,8 +10,8 @@ with gradient clipping and fused AdamW, without dropout, on a GPU in bfloat16.
 - Ours: `training_step` of the package over the batches that `--packing packed` makes, compiled on a GPU. To embed, a
   padded batch and its mask are handed to the model, as to any other.
 - transformers' BERT and ModernBERT, and `torch.nn.TransformerEncoder`, in the usual loop: rows in random order, padded
-  to 512 where the model is compiled, else to the longest of the batch; autocast; as many micro-batches of 128 rows as
-  make a step. To embed, weights are in bfloat16.
+  to 512 where the model is compiled, else to the longest of the batch; autocast; as many micro-batches of some 128 rows
+  as make a step. To embed, weights are in bfloat16, and rows come 512 at a time or a few less, as they divide evenly.
 
 Ours and theirs are of one shape, with the same weights where they can be shared; that their outputs agree is checked
 first. Rounds alternate between the contenders, and the tables give medians. MFU counts the products that training needs
@@ -102,7 +102,8 @@ def masked_lm(rows: Rows) -> MaskedLM:
 
 
 def padded_batches(rows: Rows, collate: Callable, size: int, length: int | None) -> list[Batch]:
-    """Batches of `size` rows in random order, padded to `length`, or to the longest of each."""
+    """Batches of some `size` rows, all alike, in random order, padded to `length`, or to the longest of each."""
+    size = -(-len(rows.rows) // -(-len(rows.rows) // size))  # a last one of a few rows would cost some like a whole one
     batches = []
     for first in range(0, len(rows.rows), size):
         batch = collate(rows.rows[first : first + size])

@@ -71,7 +71,8 @@ def is_tracing() -> bool:
 
 def is_exporting() -> bool:
     """Whether that graph is for another place, where rows may have any length, and the package need not be."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # The flag, for before torch 2.13 torch.compiler.is_exporting() says so of every graph that is compiled.
+    return getattr(torch.compiler, "_is_exporting_flag", False) or torch.jit.is_tracing()
 
 
 def check_range(name: str, ids: Tensor | None, limit: int, mend: str, ignored: int | None = None) -> None:
@@ -287,13 +288,12 @@ def find_packing(
 def sequence_ids(cu_seq_lens: Tensor, length: int) -> Tensor:
     """The index of each token's sequence, by where each begins, and the end: (length,)."""
     places = torch.arange(length, device=cu_seq_lens.device, dtype=cu_seq_lens.dtype)
-    return torch.searchsorted(cu_seq_lens, places, right=True) - 1
+    return torch.searchsorted(cu_seq_lens[1:], places, right=True)
 
 
 def token_bounds(cu_seq_lens: Tensor, length: int) -> Tensor:
     """Where the sequence of each token begins, and where it ends: (2, length) int32."""
-    ids = sequence_ids(cu_seq_lens, length)
-    return torch.stack((cu_seq_lens[ids], cu_seq_lens[ids + 1])).int()
+    return torch.stack((cu_seq_lens[:-1], cu_seq_lens[1:])).int()[:, sequence_ids(cu_seq_lens, length)]
 
 
 class Unpadding(NamedTuple):
@@ -317,25 +317,29 @@ class Unpadding(NamedTuple):
     def put_back(self, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(1, tokens, ...) -> (batch, length, ...), zero where there was padding."""
         padded = packed.new_zeros((shape[0] * shape[1], *packed.shape[2:]))
-        return padded.index_copy(0, self.places, packed[0]).unflatten(0, tuple(shape))
+        return padded.index_copy_(0, self.places, packed[0]).unflatten(0, tuple(shape))
 
 
 def find_padding(attention_mask: Tensor) -> Unpadding | None:
     """What is no padding; None where that lies between the tokens of a row, or where there is nothing else.
 
-    An accelerator is waited for here.
+    An accelerator is waited for here, once: what can be worked out before is, while it is still busy.
     """
     kept = attention_mask != 0
+    rows, length = kept.shape
     lengths = kept.sum(dim=1, dtype=torch.int32)
-    columns = torch.arange(kept.shape[1], device=kept.device)
+    columns = torch.arange(length, device=kept.device)
     first, last = kept.int().argmax(dim=1), (columns * kept).amax(dim=1)
     gaps = (lengths > 0) & (last - first + 1 != lengths)  # a window would reach farther without them
-    longest, shortest, gapped = torch.stack([lengths.amax(), lengths.amin(), gaps.any().int()]).tolist()
+    cu_seq_lens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    # How far each row's tokens lie behind their places in the packed row.
+    shifts = torch.arange(0, rows * length, length, device=kept.device) + first - cu_seq_lens[:-1]
+    found = torch.stack([lengths.amax(), lengths.amin(), cu_seq_lens[-1], gaps.any().int()])
+    longest, shortest, total, gapped = found.tolist()
     if gapped or longest == 0:
         return None
-    is_whole = shortest == kept.shape[1]
-    places = torch.arange(kept.numel(), device=kept.device) if is_whole else kept.flatten().nonzero()[:, 0]
-    return Unpadding(places, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest, is_whole)
+    places = torch.arange(total, device=kept.device) + shifts[sequence_ids(cu_seq_lens, total)]
+    return Unpadding(places, cu_seq_lens, longest, shortest == length)
 
 
 def sequence_starts(packing: Packing) -> Tensor:

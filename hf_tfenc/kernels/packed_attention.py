@@ -20,6 +20,8 @@ from torch import Tensor
 EVERYTHING = 2**30  # a window that reaches farther than any row is long
 
 LOG2_E = math.log2(math.e)  # the softmax is taken to the base of 2
+# A score that is not seen counts for nothing beside any highest score, the first one included.
+UNSEEN, LOWEST = tl.constexpr(-1e30), tl.constexpr(-1e20)
 
 HEAD_DIMS = {32, 64, 128}  # what a tile's features can be: a power of 2 that fits
 # Tokens of a tile, and of a block that it walks over. Of a dozen tried on an H200, with heads of 64 features, each kernel
@@ -32,41 +34,44 @@ WARPS, STAGES = 4, 3  # threads of a tile, in units of 32; blocks that are being
 
 
 @triton.jit
-def head_and_rows(HEADS: tl.constexpr, ROWS: tl.constexpr):
-    """The head and the tokens of a program; those of all heads for the same tokens run together."""
+def head_and_begin(HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """The head of a program and where its tile begins; those of all heads for the same tokens run together."""
     program = tl.program_id(0)
-    return program % HEADS, program // HEADS * ROWS + tl.arange(0, ROWS)
+    return program % HEADS, program // HEADS * ROWS
 
 
 @triton.jit
-def feature_pointers(start, places, stride, SIZE: tl.constexpr):
-    """Of each of the features at each of the places: (places, SIZE)."""
-    return start + places.to(tl.int64)[:, None] * stride + tl.arange(0, SIZE)[None, :]
+def tile(start, begin, tokens, stride, PLACES: tl.constexpr, SIZE: tl.constexpr):
+    """Pointers to the features of some tokens, (PLACES, SIZE), and whether each token is there."""
+    places = tl.arange(0, PLACES)
+    within = places[:, None] * stride + tl.arange(0, SIZE)[None, :]  # the same for each block of a loop
+    return start + tl.cast(begin, tl.int64) * stride + within, (begin + places < tokens)[:, None]
 
 
 @triton.jit
-def load_tile(start, places, tokens, stride, SIZE: tl.constexpr):
-    """(places, SIZE), zero past the row's end."""
-    return tl.load(feature_pointers(start, places, stride, SIZE), mask=(places < tokens)[:, None], other=0.0)
+def load_tile(start, begin, tokens, stride, PLACES: tl.constexpr, SIZE: tl.constexpr):
+    """(PLACES, SIZE), zero past the row's end."""
+    pointers, inside = tile(start, begin, tokens, stride, PLACES, SIZE)
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(start, x, places, tokens, stride, SIZE: tl.constexpr):
-    pointers = feature_pointers(start, places, stride, SIZE)
-    tl.store(pointers, x.to(start.dtype.element_ty), mask=(places < tokens)[:, None])
+def store_tile(start, x, begin, tokens, stride, SIZE: tl.constexpr):
+    pointers, inside = tile(start, begin, tokens, stride, x.shape[0], SIZE)
+    tl.store(pointers, x.to(start.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def load_angles(rotary, places, tokens, SIZE: tl.constexpr):
-    """Cosines and sines of some places, (places, SIZE / 2) each; the table holds both twice, `rotary_table` says how."""
-    cos = load_tile(rotary, places, tokens, SIZE, SIZE // 2)
-    return cos, load_tile(rotary + tokens.to(tl.int64) * SIZE + SIZE // 2, places, tokens, SIZE, SIZE // 2)
+def load_angles(rotary, begin, tokens, PLACES: tl.constexpr, SIZE: tl.constexpr):
+    """Cosines and sines of some tokens, (PLACES, SIZE / 2) each; the table holds both twice, `rotary_table` says how."""
+    cos = load_tile(rotary, begin, tokens, SIZE, PLACES, SIZE // 2)
+    return cos, load_tile(rotary + tokens.to(tl.int64) * SIZE + SIZE // 2, begin, tokens, SIZE, PLACES, SIZE // 2)
 
 
 @triton.jit
-def turn_back(x, rotary, places, tokens, SIZE: tl.constexpr):
-    """The gradient of what was turned by the angles of some places: (places, SIZE)."""
-    cos, sin = load_angles(rotary, places, tokens, SIZE)
+def turn_back(x, rotary, begin, tokens, SIZE: tl.constexpr):
+    """The gradient of what was turned by the angles of some tokens: (tokens, SIZE)."""
+    cos, sin = load_angles(rotary, begin, tokens, x.shape[0], SIZE)
     halves = tl.permute(tl.reshape(x, (x.shape[0], 2, SIZE // 2)), (0, 2, 1))
     first, second = tl.split(halves)
     turned = tl.join(first * cos + second * sin, second * cos - first * sin)
@@ -80,15 +85,6 @@ def first_and_end(bounds, places, tokens, back, ahead):
     first = tl.load(bounds + places, mask=inside, other=tokens)
     end = tl.load(bounds + tokens + places, mask=inside, other=0)
     return tl.maximum(first, places - back), tl.minimum(end, places + ahead + 1)
-
-
-@triton.jit
-def spans(first, end, SIZE: tl.constexpr):
-    """What a tile walks over, in blocks of SIZE: some are seen by a part of it, then by all of it, then by a part."""
-    begin, stop = tl.min(first, 0), tl.max(end, 0)
-    whole = begin + tl.cdiv(tl.maximum(tl.max(first, 0) - begin, 0), SIZE) * SIZE
-    after = whole + tl.maximum(tl.min(end, 0) - whole, 0) // SIZE * SIZE
-    return (begin, whole, after), (tl.minimum(whole, stop), after, stop)
 
 
 @triton.jit
@@ -106,14 +102,14 @@ def rotation_kernel(
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Turn queries and keys by the angles of their positions, summed up in float32."""
-    head, rows = head_and_rows(HEADS, ROWS)  # those of the keys after those of the queries
-    cos, sin = load_angles(rotary, rows, tokens, SIZE)
+    head, begin = head_and_begin(HEADS, ROWS)  # the heads of the keys after those of the queries
+    cos, sin = load_angles(rotary, begin, tokens, ROWS, SIZE)
     x, stride = qkv + head * SIZE, 3 * (HEADS // 2) * SIZE
-    first = load_tile(x, rows, tokens, stride, SIZE // 2)
-    second = load_tile(x + SIZE // 2, rows, tokens, stride, SIZE // 2)
+    first = load_tile(x, begin, tokens, stride, ROWS, SIZE // 2)
+    second = load_tile(x + SIZE // 2, begin, tokens, stride, ROWS, SIZE // 2)
     y = turned + head * SIZE
-    store_tile(y, first * cos - second * sin, rows, tokens, HEADS * SIZE, SIZE // 2)
-    store_tile(y + SIZE // 2, second * cos + first * sin, rows, tokens, HEADS * SIZE, SIZE // 2)
+    store_tile(y, first * cos - second * sin, begin, tokens, HEADS * SIZE, SIZE // 2)
+    store_tile(y + SIZE // 2, second * cos + first * sin, begin, tokens, HEADS * SIZE, SIZE // 2)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -122,30 +118,25 @@ def attention_kernel(
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries: softmax(scale Q Kᵀ) V, and for each query the logarithm of the softmax's denominator."""
-    head, rows = head_and_rows(HEADS, ROWS)
+    head, begin = head_and_begin(HEADS, ROWS)
+    rows = begin + tl.arange(0, ROWS)
     first, end = first_and_end(bounds, rows, tokens, back, ahead)
-    q = load_tile(queries + head * SIZE, rows, tokens, stride, SIZE)
+    q = load_tile(queries + head * SIZE, begin, tokens, stride, ROWS, SIZE)
     total = tl.zeros((ROWS, SIZE), tl.float32)
-    largest, denominator = tl.full((ROWS,), -1e30, tl.float32), tl.zeros((ROWS,), tl.float32)
-    starts, stops = spans(first, end, COLUMNS)
-    for span in tl.static_range(3):
-        for column in range(starts[span], stops[span], COLUMNS):
-            places = column + tl.arange(0, COLUMNS)
-            k = load_tile(keys + head * SIZE, places, tokens, stride, SIZE)
-            v = load_tile(values + head * SIZE, places, tokens, v_stride, SIZE)
-            scores = tl.dot(q, tl.trans(k)) * scale
-            if span != 1:
-                scores = tl.where(is_seen(first, end, places), scores, -1e30)
-            highest = tl.maximum(largest, tl.max(scores, 1))
-            weights = tl.exp2(scores - highest[:, None])
-            if span != 1:  # a query may see nothing in its first blocks, and then -1e30 is the highest
-                weights = tl.where(is_seen(first, end, places), weights, 0.0)
-            shrink = tl.exp2(largest - highest)
-            denominator = denominator * shrink + tl.sum(weights, 1)
-            total = tl.dot(weights.to(v.dtype), v, total * shrink[:, None])
-            largest = highest
+    largest, denominator = tl.full((ROWS,), LOWEST, tl.float32), tl.zeros((ROWS,), tl.float32)
+    for column in range(tl.min(first, 0), tl.max(end, 0), COLUMNS):
+        places = column + tl.arange(0, COLUMNS)
+        k = load_tile(keys + head * SIZE, column, tokens, stride, COLUMNS, SIZE)
+        v = load_tile(values + head * SIZE, column, tokens, v_stride, COLUMNS, SIZE)
+        scores = tl.where(is_seen(first, end, places), tl.dot(q, tl.trans(k)), UNSEEN)
+        highest = tl.maximum(largest, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - highest[:, None])
+        shrink = tl.exp2(largest - highest)
+        denominator = denominator * shrink + tl.sum(weights, 1)
+        total = tl.dot(weights.to(v.dtype), v, total * shrink[:, None])
+        largest = highest
     denominator = tl.where(denominator == 0.0, 1.0, denominator)  # past the row's end
-    store_tile(out + head * SIZE, total / denominator[:, None], rows, tokens, HEADS * SIZE, SIZE)
+    store_tile(out + head * SIZE, total / denominator[:, None], begin, tokens, HEADS * SIZE, SIZE)
     tl.store(lse + head.to(tl.int64) * tokens + rows, largest + tl.log2(denominator), mask=rows < tokens)
 
 
@@ -156,31 +147,29 @@ def query_gradient_kernel(
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROTARY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of queries, and for each query the product of its output with that output's gradient."""
-    head, rows = head_and_rows(HEADS, ROWS)
+    head, begin = head_and_begin(HEADS, ROWS)
+    rows = begin + tl.arange(0, ROWS)
     first, end = first_and_end(bounds, rows, tokens, back, ahead)
-    q = load_tile(queries + head * SIZE, rows, tokens, stride, SIZE)
-    y = load_tile(out + head * SIZE, rows, tokens, HEADS * SIZE, SIZE)
-    g = load_tile(out_grad + head * SIZE, rows, tokens, HEADS * SIZE, SIZE)
+    q = load_tile(queries + head * SIZE, begin, tokens, stride, ROWS, SIZE)
+    y = load_tile(out + head * SIZE, begin, tokens, HEADS * SIZE, ROWS, SIZE)
+    g = load_tile(out_grad + head * SIZE, begin, tokens, HEADS * SIZE, ROWS, SIZE)
     of_head = head.to(tl.int64) * tokens
     logs = tl.load(lse + of_head + rows, mask=rows < tokens, other=0.0)
     product = tl.sum(y.to(tl.float32) * g.to(tl.float32), 1)
     tl.store(products + of_head + rows, product, mask=rows < tokens)
     grad = tl.zeros((ROWS, SIZE), tl.float32)
-    starts, stops = spans(first, end, COLUMNS)
-    for span in tl.static_range(3):
-        for column in range(starts[span], stops[span], COLUMNS):
-            places = column + tl.arange(0, COLUMNS)
-            k = load_tile(keys + head * SIZE, places, tokens, stride, SIZE)
-            v = load_tile(values + head * SIZE, places, tokens, v_stride, SIZE)
-            weights = tl.exp2(tl.dot(q, tl.trans(k)) * scale - logs[:, None])
-            if span != 1:
-                weights = tl.where(is_seen(first, end, places), weights, 0.0)
-            score_grad = weights * (tl.dot(g, tl.trans(v)) - product[:, None])
-            grad = tl.dot(score_grad.to(k.dtype), k, grad)
+    for column in range(tl.min(first, 0), tl.max(end, 0), COLUMNS):
+        places = column + tl.arange(0, COLUMNS)
+        k = load_tile(keys + head * SIZE, column, tokens, stride, COLUMNS, SIZE)
+        v = load_tile(values + head * SIZE, column, tokens, v_stride, COLUMNS, SIZE)
+        weights = tl.exp2(tl.dot(q, tl.trans(k)) * scale - logs[:, None])
+        weights = tl.where(is_seen(first, end, places), weights, 0.0)
+        score_grad = weights * (tl.dot(g, tl.trans(v)) - product[:, None])
+        grad = tl.dot(score_grad.to(k.dtype), k, grad)
     grad *= factor
     if ROTARY:
-        grad = turn_back(grad, rotary, rows, tokens, SIZE)
-    store_tile(qkv_grad + head * SIZE, grad, rows, tokens, 3 * HEADS * SIZE, SIZE)
+        grad = turn_back(grad, rotary, begin, tokens, SIZE)
+    store_tile(qkv_grad + head * SIZE, grad, begin, tokens, 3 * HEADS * SIZE, SIZE)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -190,31 +179,29 @@ def key_value_gradient_kernel(
     HEADS: tl.constexpr, SIZE: tl.constexpr, ROTARY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of keys and values, which walks over the queries that see them."""
-    head, rows = head_and_rows(HEADS, ROWS)
+    head, begin = head_and_begin(HEADS, ROWS)
+    rows = begin + tl.arange(0, ROWS)
     first, end = first_and_end(bounds, rows, tokens, ahead, back)  # the window as a key has it
-    k = load_tile(keys + head * SIZE, rows, tokens, stride, SIZE)
-    v = load_tile(values + head * SIZE, rows, tokens, v_stride, SIZE)
+    k = load_tile(keys + head * SIZE, begin, tokens, stride, ROWS, SIZE)
+    v = load_tile(values + head * SIZE, begin, tokens, v_stride, ROWS, SIZE)
     of_head = head.to(tl.int64) * tokens
     k_grad, v_grad = tl.zeros((ROWS, SIZE), tl.float32), tl.zeros((ROWS, SIZE), tl.float32)
-    starts, stops = spans(first, end, COLUMNS)
-    for span in tl.static_range(3):
-        for column in range(starts[span], stops[span], COLUMNS):
-            places = column + tl.arange(0, COLUMNS)
-            q = load_tile(queries + head * SIZE, places, tokens, stride, SIZE)
-            g = load_tile(out_grad + head * SIZE, places, tokens, HEADS * SIZE, SIZE)
-            logs = tl.load(lse + of_head + places, mask=places < tokens, other=0.0)
-            product = tl.load(products + of_head + places, mask=places < tokens, other=0.0)
-            weights = tl.exp2(tl.dot(k, tl.trans(q)) * scale - logs[None, :])  # (keys, queries)
-            if span != 1:
-                weights = tl.where(is_seen(first, end, places), weights, 0.0)
-            v_grad = tl.dot(weights.to(g.dtype), g, v_grad)
-            score_grad = weights * (tl.dot(v, tl.trans(g)) - product[None, :])
-            k_grad = tl.dot(score_grad.to(q.dtype), q, k_grad)
+    for column in range(tl.min(first, 0), tl.max(end, 0), COLUMNS):
+        places = column + tl.arange(0, COLUMNS)
+        q = load_tile(queries + head * SIZE, column, tokens, stride, COLUMNS, SIZE)
+        g = load_tile(out_grad + head * SIZE, column, tokens, HEADS * SIZE, COLUMNS, SIZE)
+        logs = tl.load(lse + of_head + places, mask=places < tokens, other=0.0)
+        product = tl.load(products + of_head + places, mask=places < tokens, other=0.0)
+        weights = tl.exp2(tl.dot(k, tl.trans(q)) * scale - logs[None, :])  # (keys, queries)
+        weights = tl.where(is_seen(first, end, places), weights, 0.0)
+        v_grad = tl.dot(weights.to(g.dtype), g, v_grad)
+        score_grad = weights * (tl.dot(v, tl.trans(g)) - product[None, :])
+        k_grad = tl.dot(score_grad.to(q.dtype), q, k_grad)
     k_grad *= factor
     if ROTARY:
-        k_grad = turn_back(k_grad, rotary, rows, tokens, SIZE)
-    store_tile(qkv_grad + (HEADS + head) * SIZE, k_grad, rows, tokens, 3 * HEADS * SIZE, SIZE)
-    store_tile(qkv_grad + (2 * HEADS + head) * SIZE, v_grad, rows, tokens, 3 * HEADS * SIZE, SIZE)
+        k_grad = turn_back(k_grad, rotary, begin, tokens, SIZE)
+    store_tile(qkv_grad + (HEADS + head) * SIZE, k_grad, begin, tokens, 3 * HEADS * SIZE, SIZE)
+    store_tile(qkv_grad + (2 * HEADS + head) * SIZE, v_grad, begin, tokens, 3 * HEADS * SIZE, SIZE)
 
 
 # --- The operators, as torch and its compiler know them --------------------------------------------------------------

@@ -108,6 +108,20 @@ def test_a_compiled_step(calls, backend):
         assert (gradients[name] - gradient).norm() <= (0.05 if GPU else 1e-4) * gradient.norm() + 1e-4, name
 
 
+def test_a_compiled_graph_holds_the_kernels(calls):
+    called = []
+
+    def backend(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    model = model_of("modern-tiny", "varlen", False)
+    model.compile(backend=backend, fullgraph=True)
+    bounds = torch.tensor([0, 40, 64], dtype=torch.int32, device=DEVICE)
+    model(torch.ones(1, 64, dtype=torch.long, device=DEVICE), cu_seq_lens_q=bounds, max_length_q=64)
+    assert called.count("hf_tfenc.packed_attention.default") == called.count("hf_tfenc.gated_gelu.default") == 3
+
+
 def test_attention_weights_are_asked_of_the_eager_path(calls):
     model = model_of("modern-tiny", "varlen", False).eval()
     assert len(model(torch.ones(2, 7, dtype=torch.long, device=DEVICE), output_attentions=True).attentions) == 3
