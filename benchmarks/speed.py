@@ -103,7 +103,8 @@ def masked_lm(rows: Rows) -> MaskedLM:
 
 def padded_batches(rows: Rows, collate: Callable, size: int, length: int | None) -> list[Batch]:
     """Batches of some `size` rows, all alike, in random order, padded to `length`, or to the longest of each."""
-    size = -(-len(rows.rows) // -(-len(rows.rows) // size))  # a last one of a few rows would cost some like a whole one
+    number = -(-len(rows.rows) // size)
+    size = -(-len(rows.rows) // number)  # a last one of a few rows would cost a compiled model as much as a whole one
     batches = []
     for first in range(0, len(rows.rows), size):
         batch = collate(rows.rows[first : first + size])

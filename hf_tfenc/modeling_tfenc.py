@@ -288,12 +288,13 @@ def find_packing(
 def sequence_ids(cu_seq_lens: Tensor, length: int) -> Tensor:
     """The index of each token's sequence, by where each begins, and the end: (length,)."""
     places = torch.arange(length, device=cu_seq_lens.device, dtype=cu_seq_lens.dtype)
-    return torch.searchsorted(cu_seq_lens[1:], places, right=True)
+    return torch.searchsorted(cu_seq_lens, places, right=True) - 1
 
 
 def token_bounds(cu_seq_lens: Tensor, length: int) -> Tensor:
     """Where the sequence of each token begins, and where it ends: (2, length) int32."""
-    return torch.stack((cu_seq_lens[:-1], cu_seq_lens[1:])).int()[:, sequence_ids(cu_seq_lens, length)]
+    ids = sequence_ids(cu_seq_lens, length)
+    return torch.stack((cu_seq_lens[ids], cu_seq_lens[ids + 1])).int()
 
 
 class Unpadding(NamedTuple):
