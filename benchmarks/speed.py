@@ -336,7 +336,7 @@ KERNELS = {
 }
 
 
-def profile(contender: Contender, steps: int) -> str:
+def profile(contender: Contender, steps: int, kinds: list[str]) -> str:
     """Where the GPU's time goes: a row of milliseconds a step by kind of kernel, and what it waits."""
     from torch.profiler import ProfilerActivity
 
@@ -344,12 +344,12 @@ def profile(contender: Contender, steps: int) -> str:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
         contender.run()
         torch.cuda.synchronize()
-    spent, of_kernel = dict.fromkeys(KERNELS, 0.0), Counter[str]()
+    spent, of_kernel = dict.fromkeys(kinds, 0.0), Counter[str]()
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name:
             name = event.name.lower()
             name = "" if name.startswith("triton_") else name  # torch's compiler lists what it fused, and what follows
-            kind = next(kind for kind, parts in KERNELS.items() if any(part in name for part in parts))
+            kind = next(kind for kind in kinds if any(part in name for part in KERNELS[kind]))
             spent[kind] += event.time_range.elapsed_us() / 1000 / steps
             of_kernel[event.name] += event.time_range.elapsed_us() / 1000 / steps
     print(contender.name, *(f"{ms:8.2f} ms  {name[:100]}" for name, ms in of_kernel.most_common(15)), sep="\n")
@@ -427,9 +427,10 @@ def main() -> None:
             contenders = measure(chosen, options.rounds, accelerator.device)
             parts.append([f"## {work}, {rows.name}", "", *table(contenders, rows, options.size, work == "train")])
             if options.profile and gpu:
-                head = ["", *KERNELS, "waiting", "all, ms a step"]
+                kinds = [kind for kind in KERNELS if work == "train" or "optimizer" not in kind]
+                head = ["", *kinds, "waiting", "all, ms a step"]
                 parts[-1] += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-                parts[-1] += [profile(contender, options.steps) for contender in contenders]
+                parts[-1] += [profile(contender, options.steps, kinds) for contender in contenders]
             print(*parts[-1], sep="\n", flush=True)
             del contenders, makers, chosen
             torch.compiler.reset()
