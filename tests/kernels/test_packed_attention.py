@@ -73,6 +73,16 @@ def test_outputs_and_gradients(size, turned, window):
     assert_equal((64, 64), size, turned, *WINDOWS[window])
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_far_from_zero(sign):
+    """All of them equal, so that each output is a mean: what is not seen counts for nothing beside the lowest, too."""
+    qkv, _, cu_seq_lens = row_of((50, 1, 40), 32)
+    qkv[:, 0], qkv[:, 1] = sign * 200.0, 200.0  # scores of some 226,000
+    expected = written_out(qkv, None, cu_seq_lens, 20, 20)
+    found = kernels(qkv, None, cu_seq_lens, 20, 20).float()
+    assert (found - expected).norm() <= TOLERANCE * expected.norm()
+
+
 @settings(max_examples=100 if GPU else 25, deadline=None)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=6), st.booleans(), st.data())
 def test_any_lengths_and_windows(lengths, turned, data):
