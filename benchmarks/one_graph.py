@@ -2,12 +2,14 @@
 
     python benchmarks/one_graph.py --output benchmarks/results/one_graph_h200.md
 
-Two runs of train.py's `run` on the built-in corpus, of the same options but for `--torch_compile`: packed rows, 500
-steps, several epochs, an evaluation after each 150 steps. Printed are the graphs that were made and made anew, the losses
-of both runs, the median time of a step, and how much of it the GPU was at work, from a profile of ten steps.
+Three runs of train.py's `run` on the built-in corpus, of the same options but for `--torch_compile` and
+`--torch_compile_mode reduce-overhead` (CUDA graphs): packed rows, 500 steps, several epochs, an evaluation after each 150
+steps. Printed are the graphs that were made and made anew, the losses, the median time of a step, how much of it the GPU
+was at work, from a profile of ten steps, and the most memory that was allocated.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import platform
@@ -32,6 +34,11 @@ OPTIONS: dict[str, Any] = {
     "eval_steps": 150, "save_steps": 500, "dataloader_num_workers": 4,
 }  # fmt: skip
 PROFILED = range(400, 410)
+RUNS: dict[str, dict[str, Any]] = {
+    "not compiled": {},
+    "compiled": {"torch_compile": True},
+    "CUDA graphs": {"torch_compile_mode": "reduce-overhead"},
+}
 
 
 class Watched(Trainer):
@@ -58,11 +65,18 @@ class Watched(Trainer):
 WATCHED: dict[str, Any] = {}
 
 
-def watched_run(folder: Path, compiled: bool, options: dict[str, Any]) -> dict[str, Any]:
+def watched_run(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     WATCHED.clear()
     counters.clear()
-    args = Arguments(output_dir=str(folder), torch_compile=compiled, **options)
-    metrics = training_run.run(args)
+    gpu = torch.cuda.is_available()
+    torch.compiler.reset()
+    gc.collect()  # the model of the run before
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    metrics = training_run.run(Arguments(output_dir=str(folder), **options))
+    if gpu:
+        WATCHED["memory"] = torch.cuda.max_memory_allocated()
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = {record["step"]: record["loss"] for record in records if "loss" in record}
     times = WATCHED["times"]
@@ -79,17 +93,23 @@ def main() -> None:
     training_run.Trainer = Watched  # type: ignore[misc]
     options = OPTIONS | asked.options
     with tempfile.TemporaryDirectory() as folder:
-        runs = {c: watched_run(Path(folder, str(c)), c, options) for c in (True, False)}
-    lines = ["| | graphs | step, ms | GPU at work, ms | waiting | held-out loss |", "|---|---|---|---|---|---|"]
-    for compiled, found in runs.items():
-        busy = found.get("busy", 0.0)
+        names = [name for name in RUNS if name != "CUDA graphs" or torch.cuda.is_available()]
+        runs = {name: watched_run(Path(folder, name), options | RUNS[name]) for name in names}
+    lines = [
+        "| | graphs | step, ms | GPU at work, ms | waiting | GB | held-out loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in runs.items():
+        busy, memory = found.get("busy", 0.0), found.get("memory", 0)
         lines.append(
-            f"| {'compiled' if compiled else 'not compiled'} | {found['graphs']} | {found['step'] * 1e3:.1f} | "
-            f"{busy * 1e3:.1f} | {1 - busy / found['step']:.1%} | {found['eval_loss']:.4f} |"
+            f"| {name} | {found['graphs']} | {found['step'] * 1e3:.1f} | {busy * 1e3:.1f} | {1 - busy / found['step']:.1%} | "
+            f"{memory / 1e9:.1f} | {found['eval_loss']:.4f} |"
         )
-    lines += ["", "| average loss up to step | compiled | not compiled |", "|---|---|---|"]
-    for step, loss in runs[True]["losses"].items():
-        lines.append(f"| {step} | {loss:.4f} | {runs[False]['losses'][step]:.4f} |")
+    lines += ["", " | ".join(["| average loss up to step", *runs, ""]).rstrip(), "|---" * (1 + len(runs)) + "|"]
+    for step in runs["not compiled"]["losses"]:
+        lines.append(
+            " | ".join([f"| {step}", *(f"{found['losses'][step]:.4f}" for found in runs.values()), ""]).rstrip()
+        )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     machine = f"{device}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(*lines, machine, sep="\n")

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py --output benchmarks/results/speed_h200.md                    # one GPU, base size
     python benchmarks/speed.py --size small --output benchmarks/results/speed_cpu.md        # a CPU
+    python benchmarks/speed.py --work train --tokens 16384                                  # short steps
 
 All contenders see the same rows of random tokens, in one process. Rows are all 512 tokens long, or of varied lengths
 (log-normal, median 140, at most 512). A training step is some 65,536 tokens (on a CPU 4,096), 15 % of them masked,
@@ -44,6 +45,7 @@ from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.convert import from_bert, from_modernbert, to_bert_config, to_modernbert_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
 from hf_tfenc.training.arguments import Arguments
+from hf_tfenc.training.compilation import keep_gradients
 from hf_tfenc.training.optimization import OPTIMIZERS
 from hf_tfenc.training.precision import compute_in_bfloat16
 from hf_tfenc.training.trainer import training_step
@@ -200,9 +202,19 @@ def pinned(batches: list[Batch]) -> list[Batch]:
     return [{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
-def train_theirs(model: nn.Module, batches: list[Batch], steps: int, device: torch.device, compiled: bool) -> Callable:
+def compiled_as(how: str, model: nn.Module, dynamic: bool | None = None) -> Any:
+    """The model compiled as a contender's name says: CUDA graphs are torch's mode reduce-overhead."""
+    if not how:
+        return model
+    called: Any = torch.compile(model, dynamic=dynamic, mode="reduce-overhead" if how == "CUDA graphs" else None)
+    if how == "CUDA graphs":
+        called.register_forward_pre_hook(keep_gradients)
+    return called
+
+
+def train_theirs(model: nn.Module, batches: list[Batch], steps: int, device: torch.device, how: str) -> Callable:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    called = torch.compile(model) if compiled else model
+    called = compiled_as(how, model)
     micro = -(-len(batches) // steps)
 
     def run() -> None:
@@ -218,10 +230,10 @@ def train_theirs(model: nn.Module, batches: list[Batch], steps: int, device: tor
     return run
 
 
-def train_ours(model: nn.Module, batches: list[Batch], task: MaskedLM, accelerator: Accelerator) -> Callable:
+def train_ours(model: nn.Module, batches: list[Batch], task: MaskedLM, accelerator: Accelerator, how: str) -> Callable:
     compute_in_bfloat16(accelerator, model)
     prepared, optimizer = accelerator.prepare(model, OPTIMIZERS["adamw"](model, task.args))
-    called = torch.compile(prepared, dynamic=False) if accelerator.device.type == "cuda" else prepared
+    called = compiled_as(how, prepared, dynamic=False)
 
     def run() -> None:
         for batch in batches:
@@ -239,19 +251,21 @@ def trainers(rows: Rows, size: str, accelerator: Accelerator) -> Iterator[tuple[
     pad = PaddedCollator(0, task.label_row(training=True), LENGTH)
     steps = max(1, round(rows.total / rows.tokens_per_step))
 
-    def make_theirs(family: str, compiled: bool) -> Callable:
-        batches = pinned(padded_batches(rows, pad, 128 if gpu else 8, LENGTH if compiled else None))
+    def make_theirs(family: str, how: str) -> Callable:
+        batches = pinned(padded_batches(rows, pad, 128 if gpu else 8, LENGTH if how else None))
         model = theirs(family, config_of(family, size)).to(device).train()
-        return train_theirs(model, batches, steps, device, compiled)
+        return train_theirs(model, batches, steps, device, how)
 
-    def make_ours(family: str) -> Callable:
-        return train_ours(ours(family, config_of(family, size)).to(device).train(), packed, task, accelerator)
+    def make_ours(family: str, how: str) -> Callable:
+        return train_ours(ours(family, config_of(family, size)).to(device).train(), packed, task, accelerator, how)
 
     for family, label in LABELS.items():
-        for compiled in (False, True) if gpu else (False,):
-            yield f"{label}{', compiled' * compiled}", family, lambda f=family, c=compiled: make_theirs(f, c)
-        if family in CONVERT:
-            yield f"hf_tfenc {family}", family, lambda f=family: make_ours(f)
+        for how in ("", "compiled", "CUDA graphs") if gpu else ("",):
+            yield ", ".join(filter(None, (label, how))), family, lambda f=family, h=how: make_theirs(f, h)
+        for how in ("compiled", "CUDA graphs") if gpu else ("",):
+            if family in CONVERT:
+                name = ", ".join([f"hf_tfenc {family}", *([how] if how == "CUDA graphs" else [])])  # always compiled
+                yield name, family, lambda f=family, h=how: make_ours(f, h)
 
 
 @torch.inference_mode()
@@ -409,6 +423,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="measure contenders of these names alone")
     parser.add_argument("--work", nargs="*", default=["train", "embed"], choices=["train", "embed"])
     parser.add_argument("--rows", nargs="*", default=["uniform", "varied"], choices=["uniform", "varied"])
+    parser.add_argument("--tokens", type=int, default=65_536 if torch.cuda.is_available() else 4096, help="of a step")
     parser.add_argument(
         "--profile", action="store_true", help="say where the GPU's time goes, and print the kernels that take most"
     )
@@ -421,7 +436,7 @@ def main() -> None:
     parts = []
     for work in options.work:
         for kind in options.rows:
-            rows = getattr(Rows, kind)(65_536 if gpu else 4096, options.steps)
+            rows = getattr(Rows, kind)(options.tokens, options.steps)
             makers = {"train": trainers, "embed": embedders}[work](rows, options.size, accelerator)
             chosen = (maker for maker in makers if not options.only or maker[0] in options.only)
             contenders = measure(chosen, options.rounds, accelerator.device)

@@ -62,6 +62,7 @@ EVALUATION_HELP = {
 }
 LANGUAGE = "[a-z]{2,3}|code|multilingual"  # ISO 639, and what the Hub has besides
 REPORTS = ("none", "tensorboard", "trackio", "wandb")
+CUDA_GRAPHS = "reduce-overhead"  # torch's name of that mode of compiling
 # Options of one call alone: a second run from the written file must not do the same once more.
 ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "resume_with_changes", "dry_run")
 
@@ -205,6 +206,9 @@ class RunArguments:
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
+    torch_compile_mode: Literal["default", "reduce-overhead"] | None = option(
+        None, "how: reduce-overhead starts it as CUDA graphs, for small packed batches on one GPU; means torch_compile"
+    )
     gradient_checkpointing: bool = option(
         False, "keep each layer's input alone and compute the rest again: less memory, more time"
     )
@@ -242,6 +246,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
+        self.torch_compile |= self.torch_compile_mode is not None
         if self.preset is None and self.model_name_or_path is None:
             self.preset = PRESET
         if self.streaming and self.max_steps is not None and self.eval_steps is None:
@@ -274,6 +279,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         for name, allowed in (
             ("task", tuple(TASKS)),
             ("packing", ("padded", "packed")),
+            ("torch_compile_mode", (None, "default", CUDA_GRAPHS)),
             ("problem_type", (None, *PROBLEM_TYPES)),
             ("mlm_masking", tuple(MASKINGS)),
             ("report_to", REPORTS),
@@ -334,6 +340,11 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.packing == "padded":
             if self.tokens_per_batch is not None:
                 raise OptionError("--tokens_per_batch is for --packing packed: without it, a batch has rows.")
+            if self.torch_compile_mode == CUDA_GRAPHS:
+                raise OptionError(
+                    f"--torch_compile_mode {CUDA_GRAPHS} is for --packing packed, whose batches have one shape: choose "
+                    "that, or leave the mode out."
+                )
             return
         if self.streaming:
             raise OptionError("--packing packed needs to know how long rows are, and nobody knows it of a stream.")

@@ -43,7 +43,9 @@ READ_OPTIONS = (
     "tokenizer_name",
 )  # fmt: skip
 # Options that change results in their last bits alone.
-BITS_OPTIONS = {"full_determinism", "attn_implementation", "torch_compile", "gradient_checkpointing"}
+BITS_OPTIONS = {
+    "full_determinism", "attn_implementation", "torch_compile", "torch_compile_mode", "gradient_checkpointing",
+}  # fmt: skip
 # Options of what a run makes once, at its beginning.
 SETTLED_AT_START = {"vocab_size", "tokenizer_type", "train_tokenizer"}
 SETTLED = {"learning_rate"}  # options that the run itself settles where they are left open

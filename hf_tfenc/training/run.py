@@ -19,6 +19,7 @@ from ..publish.hub import Uploads
 from ..tasks import Task
 from .arguments import CONFIG_FILE, Arguments, OptionError, launch_command, parse_arguments
 from .checkpointing import OutputFolder, put_back, set_aside_newer, tidy, together, write_text
+from .compilation import check_compilation
 from .dry_run import dry_run
 from .ending import ending_well
 from .evaluation import Evaluation
@@ -107,6 +108,7 @@ def _run_together(
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     check_attention(args)
+    check_compilation(args, accelerator)
     hardware = device_text(accelerator, set_threads(args, accelerator))
     say(hardware)
 

@@ -29,6 +29,7 @@ from ..data.streaming import EncodedStream, StreamedBins, StreamedRows
 from ..tasks import Batch, Task
 from .arguments import Arguments, RunError, launch_command
 from .checkpointing import OutputFolder
+from .compilation import compile_for_training
 from .evaluation import Evaluation
 from .monitor import Monitor
 from .optimization import OPTIMIZERS, make_schedule, skip_unless
@@ -217,7 +218,7 @@ class Trainer:
         # Only training is compiled: batches of an evaluation differ in shape.
         self.training_model: Any = self.model
         if args.torch_compile:
-            self.training_model = torch.compile(self.model, dynamic=False if args.packing == "packed" else None)
+            self.training_model = compile_for_training(self.model, args)
         self.totals, self.started = Totals(), time.monotonic()
         # A GPU works on one step while the next is handed to it, so what became of a step is heard one step later.
         self.lag = int(accelerator.device.type == "cuda")

@@ -208,6 +208,8 @@ ABOVE_0 = [
         ({"packing": "both"}, "--packing is 'both'; it is one of padded, packed."),
         ({"metric_for_best_model": "f1"}, "--metric_for_best_model f1 is no metric of --task mlm; accuracy, loss, perplexity, loss_per_byte are."),
         ({"packing": "packed", "task": "embedding"}, "--packing is for --task causal-lm and mlm; the task is embedding."),
+        ({"torch_compile_mode": "fast"}, "--torch_compile_mode is 'fast'; it is one of default, reduce-overhead."),
+        ({"torch_compile_mode": "reduce-overhead"}, "--torch_compile_mode reduce-overhead is for --packing packed, whose batches have one shape: choose that, or leave the mode out."),
         ({"tokens_per_batch": 512}, "--tokens_per_batch is for --packing packed: without it, a batch has rows."),
         ({"packing": "packed", "tokens_per_batch": 64}, "--tokens_per_batch 64 is less than a row of --max_seq_length 128 tokens: raise it."),
         (STREAM | {"packing": "packed"}, "--packing packed needs to know how long rows are, and nobody knows it of a stream."),
