@@ -50,6 +50,21 @@ class StopSignals:
         finally:
             self.defers = False
 
+    @contextmanager
+    def kept_from_children(self) -> Iterator[None]:
+        """Processes that are started meanwhile do not hear them: a compiler must not end before the step that waits for it.
+
+        A cluster signals a job's whole process group, and torch would wait for ever for compilers that are gone.
+        """
+        if not hasattr(signal, "pthread_sigmask"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
         if self.defers:

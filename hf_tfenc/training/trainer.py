@@ -323,15 +323,16 @@ class Trainer:
         progress = self.progress
         tokens = sum(map(self.task.count_tokens, batches))
         batches = [to_device(batch, self.accelerator.device) for batch in batches]
-        result = training_step(
-            self.accelerator,
-            self.training_model,
-            self.optimizer,
-            batches,
-            self.task,
-            self.args.max_grad_norm,
-            lambda: self.signals.received,
-        )
+        with self.signals.kept_from_children():  # compilers
+            result = training_step(
+                self.accelerator,
+                self.training_model,
+                self.optimizer,
+                batches,
+                self.task,
+                self.args.max_grad_norm,
+                lambda: self.signals.received,
+            )
         self.taken.append(Taken(result, tokens, progress.global_step + 1, progress.epoch, progress.consumed_bins))
         progress.global_step += 1
         progress.consumed_bins += self.train_bins.bins_per_step

@@ -1,7 +1,9 @@
 """A signal is noted while there is something to save; and what was there before is restored."""
 
+import contextlib
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -50,6 +52,23 @@ def test_the_end_of_the_launcher_counts_as_a_signal(monkeypatch, launcher):
     orphaned = os.getppid() + 1  # an orphan that nobody launched may be meant to be one
     monkeypatch.setattr(os, "getppid", lambda: orphaned)
     assert signals.received == (launcher is not None)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_signal_to_all_does_not_end_a_compiler_that_a_step_waits_for(kept):
+    """The step goes on to its end, and the signal is noted then at the latest."""
+    with StopSignals() as signals, signals.deferred():
+        with signals.kept_from_children() if kept else contextlib.nullcontext():
+            child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            child.stdin.write(b"x\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == b"x\n", "it runs"
+            for process in (child.pid, os.getpid()):
+                os.kill(process, signal.SIGTERM)
+            child.stdin.close()
+            assert child.wait() == (0 if kept else -signal.SIGTERM)
+            child.stdout.close()
+        assert signals.received
 
 
 def test_workers_leave_signals_to_their_parent(monkeypatch):
