@@ -288,6 +288,7 @@ def find_packing(
 def sequence_ids(cu_seq_lens: Tensor, length: int) -> Tensor:
     """The index of each token's sequence, by where each begins, and the end: (length,)."""
     places = torch.arange(length, device=cu_seq_lens.device, dtype=cu_seq_lens.dtype)
+    # In all bounds: a slice of them is more than torch 2.11's compiler can search on a GPU.
     return torch.searchsorted(cu_seq_lens, places, right=True) - 1
 
 
