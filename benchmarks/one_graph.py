@@ -37,7 +37,7 @@ PROFILED = range(400, 410)
 RUNS: dict[str, dict[str, Any]] = {
     "not compiled": {},
     "compiled": {"torch_compile": True},
-    "CUDA graphs": {"torch_compile_mode": "reduce-overhead"},
+    "CUDA graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
 }
 
 

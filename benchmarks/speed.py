@@ -5,14 +5,15 @@
     python benchmarks/speed.py --work train --tokens 16384                                  # short steps
 
 All contenders see the same rows of random tokens, in one process. Rows are all 512 tokens long, or of varied lengths
-(log-normal, median 140, at most 512). A training step is some 65,536 tokens (on a CPU 4,096), 15 % of them masked,
+(log-normal, median 140, at most 512). A training step is some `--tokens` (65,536, on a CPU 4,096), 15 % of them masked,
 with gradient clipping and fused AdamW, without dropout, on a GPU in bfloat16.
 
 - Ours: `training_step` of the package over the batches that `--packing packed` makes, compiled on a GPU. To embed, a
   padded batch and its mask are handed to the model, as to any other.
 - transformers' BERT and ModernBERT, and `torch.nn.TransformerEncoder`, in the usual loop: rows in random order, padded
-  to 512 where the model is compiled, else to the longest of the batch; autocast; as many micro-batches of some 128 rows
-  as make a step. To embed, weights are in bfloat16, and rows come 512 at a time or a few less, as they divide evenly.
+  to 512 where the model is compiled, else to the longest of the batch; autocast; as many micro-batches as make a step,
+  of 128 rows (fewer where a step has fewer tokens). To embed, weights are in bfloat16, and rows come 512 at a time or a
+  few less, as they divide evenly.
 
 Ours and theirs are of one shape, with the same weights where they can be shared; that their outputs agree is checked
 first. Rounds alternate between the contenders, and the tables give medians. MFU counts the products that training needs
@@ -252,7 +253,7 @@ def trainers(rows: Rows, size: str, accelerator: Accelerator) -> Iterator[tuple[
     steps = max(1, round(rows.total / rows.tokens_per_step))
 
     def make_theirs(family: str, how: str) -> Callable:
-        batches = pinned(padded_batches(rows, pad, 128 if gpu else 8, LENGTH if how else None))
+        batches = pinned(padded_batches(rows, pad, rows.tokens_per_step // LENGTH, LENGTH if how else None))
         model = theirs(family, config_of(family, size)).to(device).train()
         return train_theirs(model, batches, steps, device, how)
 
@@ -450,7 +451,7 @@ def main() -> None:
             del contenders, makers, chosen
             torch.compiler.reset()
     machine = (
-        f"{torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()}, "
+        f"{options.tokens:,} tokens a step, {torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     print(machine)

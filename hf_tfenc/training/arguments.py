@@ -206,8 +206,8 @@ class RunArguments:
     bf16: bool = option(False, "compute in bfloat16 where it is safe")
     fp16: bool = option(False, "compute in float16 where it is safe, with loss scaling")
     torch_compile: bool = option(False, "compile training: packed batches, which have one shape, make one graph")
-    torch_compile_mode: Literal["default", "reduce-overhead"] | None = option(
-        None, "how: reduce-overhead starts it as CUDA graphs, for small packed batches on one GPU; means torch_compile"
+    torch_compile_mode: Literal["default", "reduce-overhead"] = option(
+        "default", "how: reduce-overhead starts it as CUDA graphs, for small packed batches on one GPU"
     )
     gradient_checkpointing: bool = option(
         False, "keep each layer's input alone and compute the rest again: less memory, more time"
@@ -246,7 +246,6 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.num_train_epochs is None and self.task in TASKS:
             self.num_train_epochs = TASKS[self.task].epochs
         self._refuse()
-        self.torch_compile |= self.torch_compile_mode is not None
         if self.preset is None and self.model_name_or_path is None:
             self.preset = PRESET
         if self.streaming and self.max_steps is not None and self.eval_steps is None:
@@ -279,7 +278,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         for name, allowed in (
             ("task", tuple(TASKS)),
             ("packing", ("padded", "packed")),
-            ("torch_compile_mode", (None, "default", CUDA_GRAPHS)),
+            ("torch_compile_mode", ("default", CUDA_GRAPHS)),
             ("problem_type", (None, *PROBLEM_TYPES)),
             ("mlm_masking", tuple(MASKINGS)),
             ("report_to", REPORTS),
@@ -301,6 +300,10 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
         if self.streaming:
             self._refuse_for_stream()
         self._refuse_for_packing()
+        if self.torch_compile_mode != "default" and not self.torch_compile:
+            raise OptionError(
+                f"--torch_compile_mode {self.torch_compile_mode} needs --torch_compile: add it, or choose the mode default."
+            )
         if self.bf16 and self.fp16:
             raise OptionError("--bf16 and --fp16 exclude each other: choose one.")
         if self.preset and self.model_name_or_path:
@@ -343,7 +346,7 @@ class Arguments(RunArguments, OptimizationArguments, DataArguments, LoraArgument
             if self.torch_compile_mode == CUDA_GRAPHS:
                 raise OptionError(
                     f"--torch_compile_mode {CUDA_GRAPHS} is for --packing packed, whose batches have one shape: choose "
-                    "that, or leave the mode out."
+                    "that, or the mode default."
                 )
             return
         if self.streaming:

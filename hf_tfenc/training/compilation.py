@@ -12,7 +12,7 @@ from .arguments import CUDA_GRAPHS, Arguments, OptionError
 def check_compilation(args: Arguments, accelerator: Accelerator) -> None:
     """Raises OptionError where CUDA graphs are asked for, and the run is not on one GPU."""
     if args.torch_compile_mode == CUDA_GRAPHS:
-        mend = f"leave --torch_compile_mode {CUDA_GRAPHS} out."
+        mend = "choose --torch_compile_mode default."
         if accelerator.device.type != "cuda":
             raise OptionError(f"CUDA graphs are for a GPU, and this run is on {accelerator.device.type}: {mend}")
         if accelerator.num_processes > 1:

@@ -108,7 +108,8 @@ def _run_together(
     check_options(start, args, accelerator.num_processes)
     check_folder(folder, accelerator)
     check_attention(args)
-    check_compilation(args, accelerator)
+    if not start.finished:
+        check_compilation(args, accelerator)
     hardware = device_text(accelerator, set_threads(args, accelerator))
     say(hardware)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,14 +33,18 @@ class StopSignals:
         self.defers = False
         self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
         self.before: dict[int, Any] = {}
+        self.ended = threading.Event()
 
     def __enter__(self) -> "StopSignals":
+        # A thread that the system hands signals to while the main one is closed to them; Python's handlers run all the same.
+        threading.Thread(target=self.ended.wait, daemon=True).start()
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.ended.set()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -54,7 +59,8 @@ class StopSignals:
     def kept_from_children(self) -> Iterator[None]:
         """Processes that are started meanwhile do not hear them: a compiler must not end before the step that waits for it.
 
-        A cluster signals a job's whole process group, and torch would wait for ever for compilers that are gone.
+        A cluster signals a job's whole process group, and torch would wait for ever for compilers that are gone. A
+        second Ctrl-C may leave them at work until the kernel that they have begun is done.
         """
         if not hasattr(signal, "pthread_sigmask"):
             yield

@@ -30,8 +30,8 @@ def losses(folder, **options):
 @pytest.mark.parametrize("preset", ["classic-tiny", "modern-tiny"])
 def test_cuda_graphs_learn_the_same(preset, options, tmp_path):
     """Over micro-batches that are added up; with dropout in the classic shape, whose draws are others than eager ones."""
-    options = options | {"preset": preset}
-    launched = losses(tmp_path / "launched", torch_compile=True, **options)
+    options = options | {"preset": preset, "torch_compile": True}
+    launched = losses(tmp_path / "launched", **options)
     assert counters["stats"]["unique_graphs"] == 1
     graphs = losses(tmp_path / "graphs", torch_compile_mode="reduce-overhead", **options)
     assert counters["stats"]["unique_graphs"] == 1 and counters["inductor"]["cudagraph_skips"] == 0

@@ -10,14 +10,14 @@ from hf_tfenc.training import compilation
 from hf_tfenc.training.arguments import Arguments, OptionError
 from hf_tfenc.training.compilation import check_compilation, compile_for_training
 
-GRAPHS = {"packing": "packed", "torch_compile_mode": "reduce-overhead"}
+GRAPHS = {"packing": "packed", "torch_compile": True, "torch_compile_mode": "reduce-overhead"}
 
 
 @pytest.mark.parametrize(
     ("device", "processes", "said"),
     [
-        ("cpu", 1, r"^CUDA graphs are for a GPU, and this run is on cpu: leave --torch_compile_mode reduce-overhead out\.$"),
-        ("cuda", 2, r"^CUDA graphs are for one process, and there are 2: leave --torch_compile_mode reduce-overhead out\.$"),
+        ("cpu", 1, r"^CUDA graphs are for a GPU, and this run is on cpu: choose --torch_compile_mode default\.$"),
+        ("cuda", 2, r"^CUDA graphs are for one process, and there are 2: choose --torch_compile_mode default\.$"),
     ],
 )  # fmt: skip
 def test_cuda_graphs_are_for_one_gpu(device, processes, said):
@@ -27,7 +27,7 @@ def test_cuda_graphs_are_for_one_gpu(device, processes, said):
         check_compilation(Arguments(**GRAPHS), accelerator)
 
 
-@pytest.mark.parametrize("options", [GRAPHS, {"packing": "packed"}, {}])
+@pytest.mark.parametrize("options", [GRAPHS, GRAPHS | {"torch_compile_mode": "default"}, {"torch_compile": True}])
 def test_gradients_of_micro_batches_are_added_up(options, monkeypatch):
     """Also where a graph writes the later ones to where the earlier ones lie, as CUDA graphs do."""
     compile = torch.compile
@@ -57,8 +57,6 @@ def test_gradients_of_micro_batches_are_added_up(options, monkeypatch):
 def test_the_mode_is_handed_on(monkeypatch):
     asked = []
     monkeypatch.setattr(compilation.torch, "compile", lambda model, **options: asked.append(options) or model)
-    for options in (GRAPHS, {"torch_compile_mode": "default"}):
-        args = Arguments(**options)
-        assert args.torch_compile, "a mode means to compile"
-        compile_for_training(nn.Linear(1, 1), args)
+    for options in (GRAPHS, {"torch_compile": True}):
+        compile_for_training(nn.Linear(1, 1), Arguments(**options))
     assert asked == [{"dynamic": False, "mode": "reduce-overhead"}, {"dynamic": None, "mode": "default"}]

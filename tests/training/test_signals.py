@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +70,26 @@ def test_a_signal_to_all_does_not_end_a_compiler_that_a_step_waits_for(kept):
             assert child.wait() == (0 if kept else -signal.SIGTERM)
             child.stdout.close()
         assert signals.received
+
+
+def test_a_second_ctrl_c_ends_a_step_that_keeps_signals_from_compilers():
+    """Though the main thread is closed to them, and there is no other thread but the one that hears them."""
+    program = (
+        "import time; from hf_tfenc.training.signals import StopSignals\n"
+        "with StopSignals() as signals, signals.deferred(), signals.kept_from_children():\n"
+        "    print('step', flush=True)\n"
+        "    for _ in range(1000):\n"
+        "        time.sleep(0.01)\n"
+        "        if signals.received: break\n"
+        "    print('noted' if signals.received else 'not noted', flush=True)\n"
+        "    time.sleep(10)\n"
+    )
+    alone = os.environ | {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=alone) as process:
+        for said in ("step\n", "noted\n"):
+            assert process.stdout.readline() == said
+            process.send_signal(signal.SIGINT)
+        assert process.wait() == -signal.SIGINT
 
 
 def test_workers_leave_signals_to_their_parent(monkeypatch):
