@@ -59,8 +59,8 @@ class StopSignals:
     def kept_from_children(self) -> Iterator[None]:
         """Processes that are started meanwhile do not hear them: a compiler must not end before the step that waits for it.
 
-        A cluster signals a job's whole process group, and torch would wait for ever for compilers that are gone. A
-        second Ctrl-C may leave them at work until the kernel that they have begun is done.
+        A cluster signals a job's whole process group, and without its compilers the step would fail. A second Ctrl-C may
+        leave them at work until the kernel that they have begun is done.
         """
         if not hasattr(signal, "pthread_sigmask"):
             yield
