@@ -105,11 +105,10 @@ def main() -> None:
             f"| {name} | {found['graphs']} | {found['step'] * 1e3:.1f} | {busy * 1e3:.1f} | {1 - busy / found['step']:.1%} | "
             f"{memory / 1e9:.1f} | {found['eval_loss']:.4f} |"
         )
-    lines += ["", " | ".join(["| average loss up to step", *runs, ""]).rstrip(), "|---" * (1 + len(runs)) + "|"]
+    lines += ["", f"| average loss up to step | {' | '.join(runs)} |", "|---" * (1 + len(runs)) + "|"]
     for step in runs["not compiled"]["losses"]:
-        lines.append(
-            " | ".join([f"| {step}", *(f"{found['losses'][step]:.4f}" for found in runs.values()), ""]).rstrip()
-        )
+        losses = [f"{found['losses'][step]:.4f}" for found in runs.values()]
+        lines.append(f"| {step} | {' | '.join(losses)} |")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     machine = f"{device}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(*lines, machine, sep="\n")

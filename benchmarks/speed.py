@@ -45,8 +45,8 @@ from hf_tfenc.data.collators import PaddedCollator, to_device
 from hf_tfenc.presets import preset_config
 from hf_tfenc.publish.convert import from_bert, from_modernbert, to_bert_config, to_modernbert_config
 from hf_tfenc.tasks.masked_lm import MaskedLM
-from hf_tfenc.training.arguments import Arguments
-from hf_tfenc.training.compilation import keep_gradients
+from hf_tfenc.training.arguments import CUDA_GRAPHS, Arguments
+from hf_tfenc.training.compilation import compile_in_mode
 from hf_tfenc.training.optimization import OPTIMIZERS
 from hf_tfenc.training.precision import compute_in_bfloat16
 from hf_tfenc.training.trainer import training_step
@@ -204,13 +204,9 @@ def pinned(batches: list[Batch]) -> list[Batch]:
 
 
 def compiled_as(how: str, model: nn.Module, dynamic: bool | None = None) -> Any:
-    """The model compiled as a contender's name says: CUDA graphs are torch's mode reduce-overhead."""
-    if not how:
-        return model
-    called: Any = torch.compile(model, dynamic=dynamic, mode="reduce-overhead" if how == "CUDA graphs" else None)
-    if how == "CUDA graphs":
-        called.register_forward_pre_hook(keep_gradients)
-    return called
+    """The model compiled as a contender's name says; an empty one leaves it as it is."""
+    modes = {"compiled": "default", "CUDA graphs": CUDA_GRAPHS}
+    return compile_in_mode(model, modes[how], dynamic) if how else model
 
 
 def train_theirs(model: nn.Module, batches: list[Batch], steps: int, device: torch.device, how: str) -> Callable:
@@ -260,13 +256,13 @@ def trainers(rows: Rows, size: str, accelerator: Accelerator) -> Iterator[tuple[
     def make_ours(family: str, how: str) -> Callable:
         return train_ours(ours(family, config_of(family, size)).to(device).train(), packed, task, accelerator, how)
 
+    names = {"": "", "compiled": ", compiled", "CUDA graphs": ", CUDA graphs"} if gpu else {"": ""}
     for family, label in LABELS.items():
-        for how in ("", "compiled", "CUDA graphs") if gpu else ("",):
-            yield ", ".join(filter(None, (label, how))), family, lambda f=family, h=how: make_theirs(f, h)
-        for how in ("compiled", "CUDA graphs") if gpu else ("",):
-            if family in CONVERT:
-                name = ", ".join([f"hf_tfenc {family}", *([how] if how == "CUDA graphs" else [])])  # always compiled
-                yield name, family, lambda f=family, h=how: make_ours(f, h)
+        for how, name in names.items():
+            yield f"{label}{name}", family, lambda f=family, h=how: make_theirs(f, h)
+        if family in CONVERT:  # on a GPU compiled in any case
+            for how, name in {"compiled": "", "CUDA graphs": ", CUDA graphs"}.items() if gpu else names.items():
+                yield f"hf_tfenc {family}{name}", family, lambda f=family, h=how: make_ours(f, h)
 
 
 @torch.inference_mode()

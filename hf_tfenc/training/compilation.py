@@ -20,16 +20,20 @@ def check_compilation(args: Arguments, accelerator: Accelerator) -> None:
 
 
 def compile_for_training(model: nn.Module, args: Arguments) -> Any:
-    """The model with its forward and backward pass compiled; the weights are the same.
+    """The model with its forward and backward pass compiled; packed batches have one shape, and make one graph."""
+    return compile_in_mode(model, args.torch_compile_mode, dynamic=False if args.packing == "packed" else None)
 
-    Packed batches have one shape, and make one graph. In the mode reduce-overhead its kernels are recorded as CUDA
-    graphs, which a step starts as a whole: where they are short, the processor takes longer to start them one by one.
+
+def compile_in_mode(model: nn.Module, mode: str, dynamic: bool | None = None) -> Any:
+    """A model over the same weights, compiled in a mode of torch's, whose gradients add up over micro-batches.
+
+    In the mode reduce-overhead its kernels are recorded as CUDA graphs, which a step starts as a whole: where they are
+    short, the processor takes longer to start them one by one.
     """
-    dynamic = False if args.packing == "packed" else None
-    compiled: Any = torch.compile(model, dynamic=dynamic, mode=args.torch_compile_mode)
-    if args.torch_compile_mode == CUDA_GRAPHS:
-        compiled.register_forward_pre_hook(keep_gradients)
-    return compiled
+    called: Any = torch.compile(model, dynamic=dynamic, mode=mode)
+    if mode == CUDA_GRAPHS:
+        called.register_forward_pre_hook(keep_gradients)
+    return called
 
 
 def keep_gradients(model: nn.Module, inputs: Any) -> None:

@@ -323,7 +323,7 @@ class Trainer:
         progress = self.progress
         tokens = sum(map(self.task.count_tokens, batches))
         batches = [to_device(batch, self.accelerator.device) for batch in batches]
-        with self.signals.kept_from_children():  # compilers
+        with self.signals.kept_from_children():  # compilers, torch's and Triton's
             result = training_step(
                 self.accelerator,
                 self.training_model,
